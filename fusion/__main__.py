@@ -1,0 +1,5 @@
+"""`python -m fusion` is `fusion`."""
+
+from fusion.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Sources: checkpoints seen as named tensors, headers first, tensors one at a time."""

@@ -1,0 +1,1 @@
+"""Encoders: a pretrained encoder turned into memory."""

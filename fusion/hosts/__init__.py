@@ -1,0 +1,1 @@
+"""Hosts: which module of a seq2seq model plays which site, per model family."""

@@ -1,0 +1,75 @@
+"""Named rules that give a new tensor its first values, seeded by (seed, tensor name).
+
+A rule fills `tensor` in place. `owner` is the module that holds it. A tensor's values depend on the
+seed, its name and its rule alone: not on build order, on other parts or on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+InitRule = Callable[[Tensor, nn.Module, torch.Generator], None]
+
+
+def generator_for(seed: int, name: str) -> torch.Generator:
+    """A CPU generator that depends on the seed and the tensor's name only."""
+    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def transformer(tensor: Tensor, owner: nn.Module, generator: torch.Generator) -> None:
+    """Xavier matrices, embeddings N(0, 1/width) with a zero padding row, norms 1, biases 0.
+
+    Source: Vaswani et al. 2017 as fairseq's `transformer` starts it.
+    """
+    if isinstance(owner, nn.Embedding):
+        tensor.normal_(0.0, tensor.shape[1] ** -0.5, generator=generator)
+        if owner.padding_idx is not None:
+            tensor[owner.padding_idx].zero_()
+    elif tensor.dim() >= 2:
+        xavier(tensor, owner, generator)
+    elif "norm" in type(owner).__name__.lower() and tensor is not getattr(owner, "bias", None):
+        tensor.fill_(1.0)
+    else:
+        tensor.zero_()
+
+
+def xavier(tensor: Tensor, owner: nn.Module, generator: torch.Generator) -> None:
+    """Uniform, Glorot & Bengio 2010; vectors get 0."""
+    if tensor.dim() < 2:
+        tensor.zero_()
+    else:
+        nn.init.xavier_uniform_(tensor, generator=generator)
+
+
+def normal(tensor: Tensor, owner: nn.Module, generator: torch.Generator) -> None:
+    """N(0, 0.02), as BERT's."""
+    tensor.normal_(0.0, 0.02, generator=generator)
+
+
+def zeros(tensor: Tensor, owner: nn.Module, generator: torch.Generator) -> None:
+    """All 0."""
+    tensor.zero_()
+
+
+def ones(tensor: Tensor, owner: nn.Module, generator: torch.Generator) -> None:
+    """All 1."""
+    tensor.fill_(1.0)
+
+
+def default(tensor: Tensor, owner: nn.Module, generator: torch.Generator) -> None:
+    """What the module's own `reset_parameters` gives, under the tensor's own seed.
+
+    Raises:
+        NotImplementedError: the module has no `reset_parameters`.
+    """
+    reset = getattr(owner, "reset_parameters", None)
+    if reset is None:
+        raise NotImplementedError(f"{type(owner).__name__} has no reset_parameters")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        reset()

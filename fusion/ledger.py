@@ -1,0 +1,158 @@
+"""The ledger: one entry per parameter and buffer of a model, total, verified, saved with it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from fusion.errors import LedgerError
+
+FORMAT = 1
+
+
+class Origin(StrEnum):
+    """Where a tensor's values come from."""
+
+    LOADED = "loaded"
+    INITIALISED = "initialised"
+    TIED = "tied"
+    COMPUTED = "computed"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of one tensor.
+
+    `digest` is of the bytes at composition; `saved_digest` of the bytes that were last saved, which
+    differs from it once the tensor has been trained.
+    """
+
+    name: str
+    kind: str  # parameter or buffer
+    shape: tuple[int, ...]
+    dtype: str
+    origin: Origin
+    frozen: bool = False
+    source: str | None = None
+    key: str | None = None
+    operations: tuple[str, ...] = ()
+    digest: str | None = None
+    rule: str | None = None
+    seed: int | None = None
+    tied_to: str | None = None
+    saved_digest: str | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass
+class Ledger:
+    """Entries by tensor name, and the source tensors that were left out with the reason."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    ignored: dict[str, str] = field(default_factory=dict)
+
+    def add(self, entry: Entry) -> None:
+        """Record a tensor.
+
+        Raises:
+            LedgerError: it is recorded already.
+        """
+        if entry.name in self.entries:
+            raise LedgerError(f"{entry.name}: accounted for twice")
+        self.entries[entry.name] = entry
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries.values())
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, name: str) -> Entry:
+        return self.entries[name]
+
+    def part(self, prefix: str) -> Ledger:
+        """The entries below a prefix such as `host.`; names keep the prefix."""
+        return Ledger({n: e for n, e in self.entries.items() if n.startswith(prefix)}, self.ignored)
+
+    def prefixed(self, prefix: str) -> Ledger:
+        """The same ledger for a module that became a child: names and ties get the prefix."""
+        entries = {}
+        for entry in self:
+            tied_to = prefix + entry.tied_to if entry.tied_to is not None else None
+            moved = replace(entry, name=prefix + entry.name, tied_to=tied_to)
+            entries[moved.name] = moved
+        return Ledger(entries, {prefix + name: why for name, why in self.ignored.items()})
+
+    def merge(self, other: Ledger) -> None:
+        """Take in the entries of another ledger."""
+        for entry in other:
+            self.add(entry)
+        self.ignored.update(other.ignored)
+
+    def with_saved_digests(self, digests: dict[str, str]) -> Ledger:
+        """A copy that records what was written, by name."""
+        entries = {
+            name: replace(entry, saved_digest=digests.get(name, entry.saved_digest))
+            for name, entry in self.entries.items()
+        }
+        return Ledger(entries, dict(self.ignored))
+
+    def counts(self) -> Counter[str]:
+        """Tensors per origin."""
+        return Counter(str(entry.origin) for entry in self)
+
+    def parameters(self, entries: Iterable[Entry] | None = None) -> tuple[int, int]:
+        """(trainable, frozen) parameters; a tied one counts once."""
+        trainable = frozen = 0
+        for entry in self if entries is None else entries:
+            if entry.kind == "parameter" and entry.origin is not Origin.TIED:
+                if entry.frozen:
+                    frozen += entry.numel
+                else:
+                    trainable += entry.numel
+        return trainable, frozen
+
+    def to_json(self) -> str:
+        """JSON text with one entry per line."""
+        rows = []
+        for entry in self:
+            row = {k: v for k, v in asdict(entry).items() if v not in (None, (), False)}
+            rows.append("    " + json.dumps(row, ensure_ascii=False))
+        body = ",\n".join(rows)
+        ignored = json.dumps(self.ignored, ensure_ascii=False, indent=2).replace("\n", "\n  ")
+        return (
+            f'{{\n  "format": {FORMAT},\n  "ignored": {ignored},\n  "entries": [\n{body}\n  ]\n}}\n'
+        )
+
+    @classmethod
+    def from_json(cls, text: str, where: str | Path) -> Ledger:
+        """Read what `to_json` wrote.
+
+        Raises:
+            LedgerError: the text is not a ledger of this format.
+        """
+        try:
+            raw: dict[str, Any] = json.loads(text)
+            if raw["format"] != FORMAT:
+                raise LedgerError(f"{where}: ledger format {raw['format']}; this version reads {FORMAT}")
+            ledger = cls(ignored=dict(raw["ignored"]))
+            for row in raw["entries"]:
+                row["shape"] = tuple(row.get("shape", ()))
+                row["operations"] = tuple(row.get("operations", ()))
+                row["origin"] = Origin(row["origin"])
+                ledger.add(Entry(**row))
+        except (ValueError, KeyError, TypeError) as error:
+            raise LedgerError(f"{where}: not a ledger: {type(error).__name__}: {error}") from None
+        return ledger

@@ -1,0 +1,394 @@
+"""FusedModel: host, encoders and glue as one transformers model that can generate()."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+
+from fusion.encoders.part import EncoderPart
+from fusion.errors import FusionError, ModelError, RecipeError
+from fusion.glue.base import Glue, Place
+from fusion.glue.mix import LayerMix
+from fusion.hosts.family import Family, family_of, select_sites
+from fusion.hosts.site import HostBranch, attach, detach
+from fusion.ledger import Ledger
+from fusion.memory import Memory
+from fusion.registry import ENCODERS, GLUE
+
+Memories = dict[str, Memory]
+
+
+class FusedConfig(PretrainedConfig):  # type: ignore[misc]
+    """Configs of the parts and what the recipe says of them.
+
+    Args:
+        host: the host's config as a dict
+        encoders: name -> {"config": dict, "builder", "layer", "freeze", "dropout", "limit"}
+        glue: list of {"name", "method", "encoder", "sites", "options"}
+        seed: of drop-net draws
+        freeze_host: whether the host is frozen: no gradient, eval mode
+        attention: the host's attention implementation; None: transformers' choice
+    """
+
+    model_type = "fusion"
+    is_composition = True
+
+    def __init__(
+        self,
+        host: dict[str, Any] | None = None,
+        encoders: dict[str, dict[str, Any]] | None = None,
+        glue: list[dict[str, Any]] | None = None,
+        seed: int = 0,
+        freeze_host: bool = False,
+        attention: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.attention = attention
+        self.freeze_host = freeze_host
+        self.host = host or {}
+        self.encoders = encoders or {}
+        self.glue = glue or []
+        self.seed = seed
+        copied = ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id")
+        for key in (*copied, "vocab_size"):
+            if key in self.host:
+                kwargs.setdefault(key, self.host[key])
+        kwargs["is_encoder_decoder"] = True
+        kwargs["tie_word_embeddings"] = False  # the host ties its own
+        super().__init__(**kwargs)
+
+    @property
+    def host_config(self) -> PretrainedConfig:
+        """The host's config."""
+        return config_from_dict(self.host)
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
+        """What generation reads cache sizes from: the host's config."""
+        return self.host_config if self.host else self
+
+
+def config_from_dict(raw: dict[str, Any]) -> PretrainedConfig:
+    """A transformers config from its dict, by model_type."""
+    raw = dict(raw)
+    return AutoConfig.for_model(raw.pop("model_type"), **raw)
+
+
+@dataclass
+class FusedEncoderOutput(BaseModelOutput):  # type: ignore[misc]
+    """The host encoder's output and the encoders' memories, kept through generation."""
+
+    memories: Memories | None = None
+
+
+@dataclass
+class Clock:
+    """Counts updates and forward passes within one, so that a resumed run draws the same."""
+
+    update: int = 0
+    forward: int = 0
+
+    def next_update(self, update: int) -> None:
+        """Called at the start of an update."""
+        self.update, self.forward = update, 0
+
+
+@dataclass
+class _Reader:
+    """Mixes memory into one site: each glue there in turn, the first one nearest to the host."""
+
+    glue: list[tuple[Glue, str]]
+    board: Memories = field(default_factory=dict)
+
+    def __call__(self, x: Tensor, host: HostBranch) -> Tensor:
+        branch = host
+        for module, encoder in self.glue:
+            branch = _bind(module, x, branch, self.board[encoder])
+        return branch()
+
+
+def _bind(module: Glue, x: Tensor, host: HostBranch, memory: Memory) -> HostBranch:
+    return lambda: module(x, host, memory)  # type: ignore[no-any-return]
+
+
+class _EncodeAll(nn.Module):
+    """What generation calls as the encoder: the host's encoder after the encoders' memories."""
+
+    def __init__(self, model: FusedModel) -> None:
+        super().__init__()
+        self.__dict__["model"] = model  # not a child: the parameters belong to the model
+
+    def forward(self, **kwargs: Any) -> FusedEncoderOutput:
+        model: FusedModel = self.__dict__["model"]
+        inputs, rest = model.split_inputs(kwargs)
+        memories = model.memories(inputs)
+        for memory in memories.values():
+            memory.reusable = True
+        model.show(memories)
+        output = model.host.get_encoder()(**rest)
+        return FusedEncoderOutput(
+            last_hidden_state=output.last_hidden_state,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            memories=memories,
+        )
+
+
+class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """A host that reads encoders' memory through glue in its sites.
+
+    Inputs beside the host's own: `{encoder}_input_ids` and `{encoder}_attention_mask` `[B, S]` for
+    every encoder. Tensors are named `host.*`, `encoders.{name}.model.*`, `glue.{name}.{site}.*` and
+    `mixes.{name}.*`.
+    """
+
+    config_class = FusedConfig
+    base_model_prefix = "fused"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: FusedConfig) -> None:
+        super().__init__(config)
+        host_config = config.host_config
+        if config.attention is not None:
+            host_config._attn_implementation = config.attention
+        self.family_name, self.family = family_of(host_config)
+        self.host = self.family.build(host_config)
+        self.encoders = nn.ModuleDict(
+            {name: _build_encoder(spec) for name, spec in config.encoders.items()}
+        )
+        self.mixes = nn.ModuleDict()
+        self.glue = nn.ModuleDict()
+        self.clock = Clock()
+        self._board: Memories = {}
+        self._place_glue()
+        if config.freeze_host:
+            self.host.requires_grad_(False)
+        self.generation_config = self.host.generation_config
+        self.ledger = Ledger()
+
+    def _place_glue(self) -> None:
+        """Build every glue module, and let the host's sites read through them."""
+        sites = self.family.find_sites(self.host)
+        readers: dict[str, list[tuple[Glue, str]]] = {}
+        for name, encoder in self.encoders.items():
+            if encoder.layer == "mix":
+                self.mixes[name] = LayerMix(encoder.layers)
+        for spec in self.config.glue:
+            placed = nn.ModuleDict()
+            for site in select_sites(spec["sites"], list(sites)):
+                place = self._place(site, spec["encoder"], self.family)
+                module = _build_glue(spec, place)
+                placed[site.replace(".", "_")] = module
+                readers.setdefault(site, []).append((module, spec["encoder"]))
+            self.glue[spec["name"]] = placed
+        for site, glue in readers.items():
+            attach(sites[site], _Reader(glue, self._board), self.family.rest)
+
+    def _place(self, site: str, encoder: str, family: Family) -> Place:
+        config = self.host.config
+        part = self.encoders[encoder]
+        eps = getattr(config, "layer_norm_epsilon", getattr(config, "layer_norm_eps", 1e-5))
+        return Place(
+            site=site,
+            width=int(config.hidden_size),
+            heads=family.heads(config, site),
+            memory_width=int(part.config.hidden_size),
+            eps=float(eps),
+        )
+
+    def train(self, mode: bool = True) -> FusedModel:
+        """As `nn.Module.train`; frozen parts stay in eval mode."""
+        super().train(mode)
+        if self.config.freeze_host:
+            self.host.eval()
+        return self
+
+    def remove_glue(self) -> PreTrainedModel:
+        """Take all glue out and return the host, bit for bit what it would be alone."""
+        for module in self.family.find_sites(self.host).values():
+            detach(module)
+        return self.host
+
+    @property
+    def glue_modules(self) -> dict[str, Glue]:
+        """Every glue module by its tensor prefix."""
+        found = {}
+        for name, placed in self.glue.items():
+            for site, module in placed.items():
+                found[f"glue.{name}.{site}"] = module
+        return found
+
+    @property
+    def is_neutral(self) -> bool:
+        """Whether all glue starts by leaving the host unchanged."""
+        return all(module.neutral for module in self.glue_modules.values())
+
+    @property
+    def may_drop(self) -> bool:
+        """Whether a training step may leave some glue out, so that it gets no gradient."""
+        return any(module.may_drop for module in self.glue_modules.values())
+
+    def split_inputs(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(the encoders' inputs, everything else)."""
+        own = {f"{n}_{k}" for n in self.encoders for k in ("input_ids", "attention_mask")}
+        mine = {key: value for key, value in kwargs.items() if key in own}
+        return mine, {key: value for key, value in kwargs.items() if key not in own}
+
+    def memories(self, inputs: dict[str, Any]) -> Memories:
+        """Every encoder's memory of a batch.
+
+        Raises:
+            FusionError: an encoder's ids are missing.
+        """
+        found = {}
+        for name, encoder in self.encoders.items():
+            ids = inputs.get(f"{name}_input_ids")
+            if ids is None:
+                raise FusionError(
+                    f"{name}_input_ids is missing: encode the raw source text with FusionProcessor"
+                )
+            memory: Memory = encoder(ids, inputs.get(f"{name}_attention_mask"))
+            if name in self.mixes:
+                memory.states = self.mixes[name](memory.states)
+            found[name] = memory
+        return found
+
+    def show(self, memories: Memories) -> None:
+        """Let the glue in the host's sites read these memories from now on."""
+        self._board.clear()
+        self._board.update(memories)
+
+    def _draw(self) -> None:
+        """Draw every random choice of this training step: by seed, update, pass and site."""
+        for name, module in self.glue_modules.items():
+            text = f"{self.config.seed}\0{self.clock.update}\0{self.clock.forward}\0{name}"
+            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+            module.draw(random.Random(seed))
+        self.clock.forward += 1
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        encoder_outputs: Any = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Seq2SeqLMOutput:
+        """As the host's forward, with the encoders' inputs in `kwargs`.
+
+        Shapes: input_ids `[B, T]`, labels `[B, U]` -> logits `[B, U, V]`
+        """
+        inputs, rest = self.split_inputs(kwargs)
+        if self.training:
+            self._draw()
+        memories = getattr(encoder_outputs, "memories", None)
+        self.show(memories if memories is not None else self.memories(inputs))
+        output: Seq2SeqLMOutput = self.host(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            encoder_outputs=encoder_outputs,
+            labels=labels,
+            **rest,
+        )
+        return output
+
+    def get_encoder(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """What generation runs once per sentence: all encoders, then the host's."""
+        return _EncodeAll(self)
+
+    def get_decoder(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """The host's decoder."""
+        decoder: nn.Module = self.host.get_decoder()
+        return decoder
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The host's."""
+        embeddings: nn.Module = self.host.get_input_embeddings()
+        return embeddings
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The host's."""
+        return self.host.get_output_embeddings()  # type: ignore[no-any-return]
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """The host's way to shift labels right `[B, U]`."""
+        shifted: Tensor = self.host.prepare_decoder_input_ids_from_labels(labels)
+        return shifted
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        """As transformers does; the encoders' inputs are no mistakes."""
+        model_kwargs.pop("decoder_input_ids", None)
+        super()._validate_model_kwargs(self.split_inputs(model_kwargs)[1])
+
+    def can_generate(self) -> bool:  # type: ignore[override]
+        """Yes, as every seq2seq host."""
+        return True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: warm_start gives every tensor its values."""
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """The host ties its own."""
+
+    @classmethod
+    def from_pretrained(cls, directory: str, *args: Any, **kwargs: Any) -> FusedModel:  # type: ignore[override]
+        """Load a saved model; every tensor is accounted for and frozen ones are verified."""
+        from fusion.saved import load_model
+
+        kwargs.pop("config", None)
+        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
+        if args or kwargs:
+            raise ModelError(f"{directory}: from_pretrained takes no {', '.join(kwargs) or 'arguments'}")
+        model = load_model(directory)
+        return model.to(dtype) if isinstance(dtype, torch.dtype) else model
+
+    def save_pretrained(self, directory: str, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Save all parts, each as a directory that transformers loads alone, and the ledger."""
+        from fusion.saved import save_model
+
+        save_model(self, directory)
+
+
+def _build_encoder(spec: dict[str, Any]) -> EncoderPart:
+    model = ENCODERS.get(spec["builder"])(config_from_dict(spec["config"]))
+    return EncoderPart(
+        model,
+        layer=spec["layer"],
+        freeze=spec["freeze"],
+        dropout=spec["dropout"],
+        limit=spec["limit"],
+    )
+
+
+def _build_glue(spec: dict[str, Any], place: Place) -> Glue:
+    method = GLUE.get(spec["method"])
+    allowed = [
+        name
+        for name, parameter in inspect.signature(method.__init__).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    for option in spec["options"]:
+        if option not in allowed:
+            raise RecipeError(
+                f'glue "{spec["name"]}": {spec["method"]} has no option "{option}"; '
+                f"it has: {', '.join(allowed) or 'none'}"
+            )
+    try:
+        module: Glue = method(place, **spec["options"])
+    except (TypeError, RecipeError) as error:
+        raise RecipeError(f'glue "{spec["name"]}": {error}') from None
+    return module
+
+
+AutoConfig.register("fusion", FusedConfig)

@@ -1,0 +1,195 @@
+"""Raw text in, ids for the host and every encoder out; saved and loaded with the model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from fusion.errors import DataError, ModelError
+
+Overflow = Literal["error", "truncate", "windows"]
+
+
+@dataclass
+class EncoderText:
+    """How one encoder reads text.
+
+    Attributes:
+        tokenizer: the encoder's own
+        limit: tokens it reads at once, special tokens included
+        overflow: what happens to a longer sentence: `error`; `truncate`: cut to the limit, special
+            tokens kept; `windows`: read in windows of the limit, each with its special tokens
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    limit: int
+    overflow: Overflow = "error"
+
+    def encode(self, texts: list[str], name: str) -> list[list[int]]:
+        """Ids per text.
+
+        Raises:
+            DataError: a text is longer than the limit and the policy is `error`.
+        """
+        if self.overflow == "truncate":
+            ids: list[list[int]] = self.tokenizer(texts, truncation=True, max_length=self.limit)[
+                "input_ids"
+            ]
+            return ids
+        ids = self.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+        for index, row in enumerate(ids):
+            if len(row) <= self.limit:
+                continue
+            if self.overflow == "error":
+                raise DataError(
+                    f"{len(row)} tokens for encoder {name}, which reads {self.limit}; set "
+                    f'encoders.{name}.overflow to truncate or windows: "{texts[index][:60]}..."'
+                )
+            ids[index] = self._windows(texts[index])
+        return ids
+
+    def _windows(self, text: str) -> list[int]:
+        """Windows of exactly `limit` ids (the last one shorter), each with its special tokens."""
+        bare = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        marked = self.tokenizer.build_inputs_with_special_tokens(bare[:1])
+        room = self.limit - (len(marked) - 1)
+        windows: list[int] = []
+        for start in range(0, len(bare), room):
+            windows += self.tokenizer.build_inputs_with_special_tokens(bare[start : start + room])
+        return windows
+
+
+class FusionProcessor:
+    """Encodes raw source (and target) text for the host and every encoder.
+
+    Both read the same raw line; nothing else is ever needed of a user, at inference too.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        encoders: dict[str, EncoderText] | None = None,
+        *,
+        max_length: int = 512,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.encoders = encoders or {}
+        self.max_length = max_length
+
+    @property
+    def pads(self) -> dict[str, int]:
+        """Padding id of each column that `encode_pairs` makes."""
+        pads = {"input_ids": int(self.tokenizer.pad_token_id), "labels": -100}
+        for name, encoder in self.encoders.items():
+            pad = encoder.tokenizer.pad_token_id
+            pads[f"{name}_input_ids"] = 0 if pad is None else int(pad)
+        return pads
+
+    def encode_sources(self, sources: list[str]) -> dict[str, list[list[int]]]:
+        """Ids of source text by column, not padded."""
+        columns = {"input_ids": self.tokenizer(sources, verbose=False)["input_ids"]}
+        for name, encoder in self.encoders.items():
+            columns[f"{name}_input_ids"] = encoder.encode(sources, name)
+        return columns
+
+    def encode_pairs(self, sources: list[str], targets: list[str]) -> dict[str, list[list[int]]]:
+        """Ids of source and target text by column, not padded."""
+        labels = self.tokenizer(text_target=targets, verbose=False)["input_ids"]
+        return {**self.encode_sources(sources), "labels": labels}
+
+    def pad(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """A batch `[B, T]` per column, padded on the right, with the masks of what is read.
+
+        Masks are 1 at a real token; `{encoder}_attention_mask` too, so that a memory does not
+        depend on how long the other sentences of the batch are.
+        """
+        batch: dict[str, Tensor] = {}
+        for column, pad in self.pads.items():
+            if column not in rows[0]:
+                continue
+            lists = [row[column] for row in rows]
+            width = max(len(ids) for ids in lists)
+            batch[column] = torch.tensor([ids + [pad] * (width - len(ids)) for ids in lists])
+            if column.endswith("input_ids"):
+                mask = [[1] * len(ids) + [0] * (width - len(ids)) for ids in lists]
+                batch[column.replace("input_ids", "attention_mask")] = torch.tensor(mask)
+        return batch
+
+    def __call__(self, text: list[str], text_target: list[str] | None = None) -> dict[str, Tensor]:
+        """Padded tensors of raw text, ready for `FusedModel.forward` and `generate`.
+
+        Raises:
+            DataError: no text, or another number of targets.
+        """
+        if not text:
+            raise DataError("no text to encode")
+        if text_target is not None and len(text_target) != len(text):
+            raise DataError(f"{len(text)} source and {len(text_target)} target texts")
+        columns = (
+            self.encode_sources(text) if text_target is None else self.encode_pairs(text, text_target)
+        )
+        return self.pad([{k: v[i] for k, v in columns.items()} for i in range(len(text))])
+
+    def decode(self, sequences: Tensor | list[list[int]]) -> list[str]:
+        """Text of generated ids, special tokens left out."""
+        options = {"use_source_tokenizer": False} if "Marian" in type(self.tokenizer).__name__ else {}
+        texts: list[str] = self.tokenizer.batch_decode(
+            sequences, skip_special_tokens=True, clean_up_tokenization_spaces=False, **options
+        )
+        return [text.strip() for text in texts]
+
+    def save_pretrained(self, directory: str | Path, host: str = "host") -> None:
+        """Write the tokenizers beside the parts they belong to.
+
+        Args:
+            host: the host's folder below `directory`; "." for a model without encoders
+        """
+        directory = Path(directory)
+        self.tokenizer.save_pretrained(directory / host)
+        for name, encoder in self.encoders.items():
+            encoder.tokenizer.save_pretrained(directory / "encoders" / name)
+        settings = {
+            "max_length": self.max_length,
+            "host": host,
+            "encoders": {
+                name: {"limit": e.limit, "overflow": e.overflow} for name, e in self.encoders.items()
+            },
+        }
+        (directory / "fusion_processor.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> FusionProcessor:
+        """Read what `save_pretrained` wrote; a plain Hugging Face host directory works as well.
+
+        Raises:
+            ModelError: no tokenizer there.
+        """
+        directory = Path(directory)
+        path = directory / "fusion_processor.json"
+        settings = json.loads(path.read_text()) if path.is_file() else {"host": ".", "encoders": {}}
+        encoders = {
+            name: EncoderText(load_tokenizer(directory / "encoders" / name), **spec)
+            for name, spec in settings["encoders"].items()
+        }
+        tokenizer = load_tokenizer(directory / settings["host"])
+        return cls(tokenizer, encoders, max_length=settings.get("max_length", 512))
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """A directory's tokenizer, padding on the right whatever its files say.
+
+    Raises:
+        ModelError: the directory has none that transformers loads.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, KeyError, AssertionError) as error:
+        raise ModelError(f"{directory}: no tokenizer that transformers loads: {error}") from None
+    tokenizer.padding_side = "right"
+    return tokenizer

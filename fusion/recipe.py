@@ -1,0 +1,546 @@
+"""YAML -> a validated Recipe: parts, glue, data, training. Imports no torch.
+
+A recipe is read with `load_recipe`, which resolves `extends:`, environment variables and paths
+relative to the recipe, applies `a.b=value` overrides, and reports a mistake as one `RecipeError`
+that names the file, the key, what was found and the nearest known name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fusion.errors import RecipeError, nearest
+from fusion.registry import ENCODERS, GLUE, HOSTS, INITS, annotated_fields, keyword_options
+
+RESERVED_ENCODER_NAMES = ("decoder", "host", "encoder", "input", "attention", "labels", "cache")
+
+
+class Strict(BaseModel):
+    """An unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SentencePieceSpec(Strict):
+    """A SentencePiece model trained on the training text, one for both languages."""
+
+    vocab_size: int = Field(8000, ge=32, description="pieces, special tokens included")
+    model_type: Literal["unigram", "bpe"] = "unigram"
+    character_coverage: float = Field(1.0, gt=0.9, le=1.0)
+
+
+class PartSpec(Strict):
+    """What host and encoders have in common: where their tensors come from."""
+
+    source: str | None = Field(
+        None,
+        description="directory, hub id (org/name or org/name@revision), package:NAME/PATH, "
+        "or (host only) recipe:FILE",
+    )
+    freeze: bool = False
+    rules: dict[str, str] = Field(
+        default_factory=dict, description="target name pattern <- source name pattern"
+    )
+    ignore: dict[str, str] = Field(
+        default_factory=dict, description="source name pattern not to load: the reason"
+    )
+
+
+class HostSpec(PartSpec):
+    """The seq2seq model that is extended: from a source, or new from a config."""
+
+    new: dict[str, Any] | None = Field(
+        None, description="`family` and that family's transformers config"
+    )
+    init: str = Field("transformer", description="init of a new host")
+    attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = Field(
+        None, description="transformers' attention implementation; on a CPU, eager trains fastest"
+    )
+    tokenizer: str | SentencePieceSpec | None = Field(
+        None, description="directory or hub id; or how to train SentencePiece; default: the source's"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> HostSpec:
+        if (self.source is None) == (self.new is None):
+            raise ValueError("say either source (a checkpoint) or new (a config), one of the two")
+        if self.new is not None and "family" not in self.new:
+            raise ValueError(f"new needs family, one of: {', '.join(HOSTS.names())}")
+        if self.new is not None and self.tokenizer is None:
+            raise ValueError("a new host needs tokenizer: {vocab_size: ...} or a directory")
+        return self
+
+
+class EncoderSpec(PartSpec):
+    """A pretrained encoder whose memory the glue reads."""
+
+    source: str = Field(description="directory, hub id or package:NAME/PATH")
+    builder: str = Field("auto", description="name in the registry of encoders")
+    freeze: bool = True
+    layer: int | Literal["mix"] = Field(
+        -1, description="hidden layer (0 = embeddings, -1 = last), or a learned mix of all"
+    )
+    overflow: Literal["error", "truncate", "windows"] = Field(
+        "error", description="sentences longer than the encoder's positions"
+    )
+    max_length: int | None = Field(None, ge=4, description="a smaller limit than the encoder's own")
+    encoder_dropout: bool = Field(
+        False, description="keep the frozen encoder's dropout on in training, as the paper's code"
+    )
+
+
+class GlueSpec(BaseModel):
+    """One glue method at some sites; further keys are the method's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    method: str
+    encoder: str
+    sites: list[str] = Field(
+        default=["encoder.*.self_attention", "decoder.*.cross_attention"], min_length=1
+    )
+    name: str | None = Field(None, description="name of its tensors; default: the method")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own options."""
+        return dict(self.model_extra or {})
+
+    @property
+    def key(self) -> str:
+        """The name of its tensors in the model."""
+        return (self.name or self.method).replace("-", "_")
+
+
+class CorpusSpec(Strict):
+    """One parallel corpus: two text files, columns of a table or hub dataset, or synthetic text."""
+
+    source: str | None = Field(None, description="text file, or a column (a.b for nested ones)")
+    target: str | None = None
+    file: str | None = Field(None, description="JSONL, TSV, CSV or parquet file with both columns")
+    hub: str | None = Field(None, description="datasets hub id")
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    synthetic: str | None = Field(None, description="split of the built-in synthetic corpus")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> CorpusSpec:
+        if self.synthetic is not None:
+            if self.source or self.target or self.file or self.hub:
+                raise ValueError("synthetic takes no source, target, file or hub")
+        elif self.source is None or self.target is None:
+            raise ValueError("say source and target (two files, or two columns of file or hub)")
+        elif self.file is not None and self.hub is not None:
+            raise ValueError("say file or hub, not both")
+        return self
+
+
+class FilterSpec(Strict):
+    """Pairs left out of training; how many is reported."""
+
+    max_length: int = Field(256, ge=2, description="tokens of either side, host tokenizer")
+    max_ratio: float = Field(9.0, ge=1.0, description="longer side / shorter side, in tokens")
+    empty: Literal["error", "drop"] = "error"
+
+
+class DataSpec(Strict):
+    """Text for training, development and tests."""
+
+    train: CorpusSpec | list[CorpusSpec]
+    dev: CorpusSpec
+    tests: dict[str, CorpusSpec] = Field(default_factory=dict)
+    source_lang: str = "en"
+    target_lang: str = "de"
+    batch_tokens: int = Field(
+        4096, ge=16, description="per device and step: sentences x longest of all lengths"
+    )
+    filters: FilterSpec = FilterSpec()
+    synthetic_seed: int = 1
+    synthetic_pairs: int = Field(20000, ge=100)
+
+
+class LearningRates(Strict):
+    """Peak learning rates by part; a part that is not named uses `learning_rate`."""
+
+    host: float | None = Field(None, ge=0)
+    glue: float | None = Field(None, ge=0)
+    encoders: float | None = Field(None, ge=0)
+
+
+class EarlyStopping(Strict):
+    """Stop when dev BLEU has not risen for `patience` evaluations."""
+
+    patience: int = Field(ge=1)
+    threshold: float = Field(0.0, ge=0)
+
+
+class TrainSpec(BaseModel):
+    """transformers' own Seq2SeqTrainingArguments, by their names, and four settings of ours."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    learning_rates: LearningRates = LearningRates()
+    early_stopping: EarlyStopping | None = None
+    average_checkpoints: int = Field(
+        0, ge=0, description="average the last N checkpoints at the end; kept if better on dev"
+    )
+    dev_sentences: int | None = Field(
+        None, ge=1, description="decode only the first N dev sentences during training"
+    )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What goes to Seq2SeqTrainingArguments."""
+        return dict(self.model_extra or {})
+
+
+class Recipe(Strict):
+    """Everything that fixes a run."""
+
+    name: str
+    seed: int = 1
+    output: str = Field(description="where the model and its checkpoints are written")
+    host: HostSpec
+    encoders: dict[str, EncoderSpec] = Field(default_factory=dict)
+    glue: list[GlueSpec] = Field(default_factory=list)
+    data: DataSpec
+    train: TrainSpec = TrainSpec()
+    generate: dict[str, Any] = Field(
+        default_factory=dict, description="transformers' GenerationConfig, by its names"
+    )
+
+    def digest(self) -> str:
+        """sha256 of the resolved recipe without its output directory."""
+        import hashlib
+
+        content = self.model_dump(mode="json", exclude={"output"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read, resolve and validate a recipe.
+
+    Args:
+        path: the YAML file
+        overrides: `a.b=value` or `glue.0.method=gated`; values are YAML, paths relative to the recipe
+
+    Raises:
+        RecipeError: names the file, the key, what was found and the nearest thing that would work.
+    """
+    path = Path(path)
+    raw = _read(path, ())
+    for override in overrides or []:
+        _override(raw, override, path)
+    raw = _anchor(raw, path.resolve().parent)
+    return validate_recipe(raw, path)
+
+
+def validate_recipe(raw: dict[str, Any], path: Path) -> Recipe:
+    """A Recipe from its plain dict, with names checked against the registries."""
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError("\n".join(f"{path}: {line}" for line in _explain(error))) from None
+    problems = _unknown_names(recipe)
+    if problems:
+        raise RecipeError("\n".join(f"{path}: {line}" for line in problems))
+    return recipe
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON schema of a recipe, with each glue method's options, for editors."""
+    schema = Recipe.model_json_schema()
+    glue = schema["$defs"]["GlueSpec"]
+    glue["properties"]["method"]["enum"] = GLUE.names()
+    for name in GLUE.names():
+        for option in keyword_options(GLUE.target(name) or "") or []:
+            glue["properties"].setdefault(option, {"description": f"option of {name}"})
+    glue["additionalProperties"] = False
+    train = schema["$defs"]["TrainSpec"]
+    for argument in training_argument_names():
+        train["properties"].setdefault(argument, {"description": "Seq2SeqTrainingArguments"})
+    train["additionalProperties"] = False
+    return schema
+
+
+def training_argument_names() -> list[str]:
+    """Field names of Seq2SeqTrainingArguments, read without importing transformers."""
+    return [
+        *annotated_fields("transformers.training_args", "TrainingArguments"),
+        *annotated_fields("transformers.training_args_seq2seq", "Seq2SeqTrainingArguments"),
+    ]
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    resolved = path.resolve()
+    if resolved in above:
+        raise RecipeError(f"{path}: extends itself: {' -> '.join(p.name for p in above)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        raise RecipeError(f"{path}: no such recipe{nearest(path.name, siblings)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys; found {type(raw).__name__}")
+    raw = _expand(raw, path, "")
+    parent = raw.pop("extends", None)
+    if parent is None:
+        return _anchor(raw, resolved.parent)
+    if not isinstance(parent, str):
+        raise RecipeError(f"{path}: extends: the path of a recipe; found {parent!r}")
+    base = _read(path.parent / parent, (*above, resolved))
+    return _merge(base, _anchor(raw, resolved.parent))
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Mappings merge key by key; everything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merge(old, value) if both else value
+    return merged
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def _expand(value: Any, path: Path, key: str) -> Any:
+    """`${NAME}` and `${NAME:-default}` in every string."""
+    if isinstance(value, dict):
+        return {k: _expand(v, path, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expand(v, path, f"{key}[{i}]") for i, v in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def substitute(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1], match[2])
+        if found is None:
+            raise RecipeError(
+                f"{path}: {key}: environment variable {match[1]} is not set; "
+                f"export {match[1]}=... or write ${{{match[1]}:-default}}"
+            )
+        return found
+
+    return _VARIABLE.sub(substitute, value)
+
+
+def _override(raw: dict[str, Any], override: str, path: Path) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise RecipeError(f'{path}: override "{override}": write it as a.b=value')
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f'{path}: override "{override}": the value is not valid YAML') from None
+    value = _expand(value, path, dotted)
+    node: Any = raw
+    keys = dotted.split(".")
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        where = ".".join(keys[: depth + 1])
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise RecipeError(f"{path}: override {where}: the list has {len(node)} items")
+            if last:
+                node[int(key)] = value
+            else:
+                node = node[int(key)]
+        elif isinstance(node, dict):
+            if last:
+                node[key] = value
+            else:
+                node = node.setdefault(key, {})
+        else:
+            raise RecipeError(f"{path}: override {where}: {'.'.join(keys[:depth])} is a plain value")
+
+
+def _anchor(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make the paths of a recipe absolute, relative to the recipe that wrote them."""
+    raw = dict(raw)
+    if isinstance(raw.get("output"), str):
+        raw["output"] = str((folder / raw["output"]).resolve())
+    if isinstance(raw.get("host"), dict):
+        raw["host"] = _anchor_part(raw["host"], folder)
+    if isinstance(raw.get("encoders"), dict):
+        raw["encoders"] = {
+            name: _anchor_part(part, folder) if isinstance(part, dict) else part
+            for name, part in raw["encoders"].items()
+        }
+    if isinstance(raw.get("data"), dict):
+        data = dict(raw["data"])
+        for key in ("train", "dev"):
+            if key in data:
+                data[key] = _anchor_corpus(data[key], folder)
+        if isinstance(data.get("tests"), dict):
+            data["tests"] = {k: _anchor_corpus(v, folder) for k, v in data["tests"].items()}
+        raw["data"] = data
+    return raw
+
+
+def _anchor_part(part: dict[str, Any], folder: Path) -> dict[str, Any]:
+    part = dict(part)
+    for key in ("source", "tokenizer"):
+        if isinstance(part.get(key), str):
+            part[key] = _anchor_source(part[key], folder)
+    return part
+
+
+def _anchor_source(source: str, folder: Path) -> str:
+    scheme, colon, rest = source.partition(":")
+    if colon and scheme == "recipe":
+        return f"recipe:{(folder / rest).resolve()}"
+    if colon and scheme == "package":
+        return source
+    candidate = folder / source
+    is_path = source.startswith((".", "/", "~")) or candidate.exists()
+    return str(candidate.expanduser().resolve()) if is_path else source
+
+
+def _anchor_corpus(corpus: Any, folder: Path) -> Any:
+    if isinstance(corpus, list):
+        return [_anchor_corpus(item, folder) for item in corpus]
+    if not isinstance(corpus, dict):
+        return corpus
+    corpus = dict(corpus)
+    keys = ["file"] if corpus.get("file") or corpus.get("hub") else ["source", "target"]
+    for key in keys:
+        if isinstance(corpus.get(key), str):
+            corpus[key] = str((folder / Path(corpus[key]).expanduser()).resolve())
+    return corpus
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines = []
+    for item in error.errors():
+        location = [part for part in item["loc"] if not _is_union_tag(part)]
+        key = _dotted(location)
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(location[:-1])
+            lines.append(f'{key}: unknown key "{location[-1]}"{nearest(str(location[-1]), known)}')
+        elif item["type"] == "missing":
+            lines.append(f"{key}: is missing")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            found = item["input"]
+            shown = "" if isinstance(found, dict) else f"; found {found!r}"
+            lines.append(f"{key}: {message}{shown}")
+    return list(dict.fromkeys(lines))
+
+
+def _is_union_tag(part: int | str) -> bool:
+    """pydantic puts the branch of a union into the location; it is not a key of the recipe."""
+    return isinstance(part, str) and (
+        part in {"SentencePieceSpec", "CorpusSpec", "str", "int", "none"}
+        or part.startswith(("list[", "literal["))
+    )
+
+
+def _dotted(location: list[int | str]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text or "recipe"
+
+
+def _fields_at(location: list[int | str]) -> list[str]:
+    """Known keys at a place in the recipe."""
+    by_place: dict[str, type[BaseModel]] = {
+        "": Recipe,
+        "host": HostSpec,
+        "host.tokenizer": SentencePieceSpec,
+        "data": DataSpec,
+        "data.filters": FilterSpec,
+        "train": TrainSpec,
+        "train.learning_rates": LearningRates,
+        "train.early_stopping": EarlyStopping,
+    }
+    place = ".".join(str(part) for part in location if isinstance(part, str))
+    if place.startswith("encoders."):
+        model: type[BaseModel] = EncoderSpec
+    elif place.startswith(("data.train", "data.dev", "data.tests.")):
+        model = CorpusSpec
+    else:
+        model = by_place.get(place, Recipe)
+    return list(model.model_fields)
+
+
+def _unknown_names(recipe: Recipe) -> list[str]:
+    problems: list[str] = []
+    new = recipe.host.new
+    if new is not None and new["family"] not in HOSTS.names():
+        problems.append(f'host.new.family: no host "{new["family"]}"{_near(new["family"], HOSTS)}')
+    if recipe.host.init not in INITS.names():
+        problems.append(f'host.init: no init "{recipe.host.init}"{_near(recipe.host.init, INITS)}')
+    for name, encoder in recipe.encoders.items():
+        if not name.isidentifier() or name in RESERVED_ENCODER_NAMES:
+            problems.append(f'encoders.{name}: "{name}" cannot name an encoder; for example: bert')
+        if encoder.builder not in ENCODERS.names():
+            problems.append(
+                f'encoders.{name}.builder: no encoder "{encoder.builder}"'
+                f"{_near(encoder.builder, ENCODERS)}"
+            )
+        if encoder.source.startswith("recipe:"):
+            problems.append(f"encoders.{name}.source: recipe: is for hosts only")
+    for name in recipe.encoders:
+        if recipe.glue and name not in {glue.encoder for glue in recipe.glue}:
+            problems.append(f"encoders.{name}: no glue reads it; remove it or add glue")
+    if recipe.encoders and not recipe.glue:
+        problems.append("glue: is missing: the encoders' memory would go nowhere")
+    problems += _glue_problems(recipe)
+    known_arguments = [*TrainSpec.model_fields, *training_argument_names()]
+    for argument in recipe.train.arguments:
+        if argument not in known_arguments:
+            problems.append(
+                f'train.{argument}: unknown key "{argument}"{nearest(argument, known_arguments)}'
+            )
+    return problems
+
+
+def _glue_problems(recipe: Recipe) -> list[str]:
+    problems: list[str] = []
+    seen: dict[str, int] = {}
+    for index, glue in enumerate(recipe.glue):
+        here = f"glue[{index}]"
+        if glue.key in seen:
+            problems.append(
+                f'{here}: its tensors would be named "{glue.key}" as those of glue[{seen[glue.key]}];'
+                " give it a name:"
+            )
+        seen[glue.key] = index
+        if not glue.key.isidentifier():
+            problems.append(f'{here}.name: "{glue.key}" is not a plain name such as bert_fused')
+        if glue.encoder not in recipe.encoders:
+            has = ", ".join(recipe.encoders) or "none"
+            problems.append(f'{here}.encoder: no encoder "{glue.encoder}"; this recipe has: {has}')
+        if glue.method not in GLUE.names():
+            problems.append(f'{here}.method: no glue "{glue.method}"{_near(glue.method, GLUE)}')
+            continue
+        options = keyword_options(GLUE.target(glue.method) or "")
+        for option in glue.options if options is not None else ():
+            if option not in (options or []):
+                known = [*GlueSpec.model_fields, *(options or [])]
+                problems.append(
+                    f'{here}.{option}: {glue.method} has no option "{option}"'
+                    f"{nearest(option, known)}"
+                )
+    return problems
+
+
+def _near(name: str, registry: Any) -> str:
+    return nearest(name, registry.names())

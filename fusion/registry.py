@@ -1,0 +1,226 @@
+"""Hosts, encoders, glue, sources and inits by name, built in, decorated or from entry points.
+
+Looking up which names exist imports neither torch nor a plugin; asking for the thing behind a name
+does. A plugin package declares entry points in the groups `fusion.hosts`, `fusion.encoders`,
+`fusion.glue`, `fusion.sources` and `fusion.inits`; a module of one's own uses the decorators.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from fusion.errors import RegistryError, nearest
+
+T = TypeVar("T")
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One row of `fusion list`: a name, its kind, and where it comes from."""
+
+    kind: str
+    name: str
+    origin: str
+    error: str | None = None
+
+
+@dataclass
+class Registry(Generic[T]):
+    """Names of one kind of part.
+
+    Args:
+        kind: what the names stand for, as it is written in recipes and messages
+        builtin: name -> "module:attribute", imported on first use
+    """
+
+    kind: str
+    builtin: dict[str, str]
+    _loaded: dict[str, T] = field(default_factory=dict)
+    _origin: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def group(self) -> str:
+        """The entry point group of plugins."""
+        return f"fusion.{self.kind}"
+
+    def _plugins(self) -> dict[str, EntryPoint]:
+        found: dict[str, EntryPoint] = {}
+        for point in entry_points(group=self.group):
+            other = found.get(point.name)
+            if point.name in self.builtin or (other is not None and other.value != point.value):
+                owner = other.value if other is not None else "fusion"
+                raise RegistryError(
+                    f'{self.kind}: the name "{point.name}" of plugin {point.value} is taken by {owner}'
+                )
+            found[point.name] = point
+        return found
+
+    def names(self) -> list[str]:
+        """Every known name, sorted; imports nothing."""
+        return sorted({*self.builtin, *self._loaded, *self._plugins()})
+
+    def get(self, name: str) -> T:
+        """The thing behind a name.
+
+        Raises:
+            RegistryError: the name is unknown, or the plugin that brings it fails to import.
+        """
+        if name in self._loaded:
+            return self._loaded[name]
+        if name in self.builtin:
+            module, _, attribute = self.builtin[name].partition(":")
+            self._loaded[name] = getattr(importlib.import_module(module), attribute)
+            return self._loaded[name]
+        plugins = self._plugins()
+        if name not in plugins:
+            raise RegistryError(f'no {self.kind} "{name}"{nearest(name, self.names())}')
+        point = plugins[name]
+        try:
+            thing: T = point.load()
+        except Exception as error:
+            raise RegistryError(
+                f'{self.kind} "{name}": plugin {point.value}'
+                f"{_distribution(point)} failed to import: {type(error).__name__}: {error}"
+            ) from error
+        self._loaded.setdefault(name, thing)
+        return self._loaded[name]
+
+    def register(self, name: str) -> Callable[[C], C]:
+        """Decorator that gives a class or function a name in recipes.
+
+        Raises:
+            RegistryError: the name is taken by something else.
+        """
+
+        def decorate(thing: C) -> C:
+            origin = f"{thing.__module__}:{thing.__qualname__}"
+            taken = self.builtin.get(name) or self._origin.get(name)
+            if taken is not None and taken != origin:
+                raise RegistryError(f'{self.kind}: "{name}" is already registered by {taken}')
+            self._loaded[name] = thing  # type: ignore[assignment]
+            self._origin[name] = origin
+            return thing
+
+        return decorate
+
+    def target(self, name: str) -> str | None:
+        """Where a name is defined, as "module:attribute"; None when unknown. Imports nothing."""
+        if name in self.builtin:
+            return self.builtin[name]
+        if name in self._origin:
+            return self._origin[name]
+        point = self._plugins().get(name)
+        return point.value if point is not None else None
+
+    def listing(self) -> list[Listing]:
+        """Every name with its origin; plugins are imported so that a broken one shows."""
+        rows = [Listing(self.kind, name, "built in") for name in sorted(self.builtin)]
+        for name, point in sorted(self._plugins().items()):
+            error = None
+            try:
+                self.get(name)
+            except RegistryError as problem:
+                error = str(problem)
+            rows.append(Listing(self.kind, name, f"{point.value}{_distribution(point)}", error))
+        listed = {row.name for row in rows}
+        rows += [
+            Listing(self.kind, name, origin)
+            for name, origin in sorted(self._origin.items())
+            if name not in listed
+        ]
+        return rows
+
+
+def _distribution(point: EntryPoint) -> str:
+    return f" ({point.dist.name} {point.dist.version})" if point.dist is not None else ""
+
+
+HOSTS: Registry[Any] = Registry(
+    "hosts",
+    {
+        name: f"fusion.hosts.families:{name.upper()}"
+        for name in ("marian", "bart", "mbart", "pegasus", "plbart", "m2m_100", "blenderbot")
+    }
+    | {"t5": "fusion.hosts.families:T5", "mt5": "fusion.hosts.families:MT5"},
+)
+ENCODERS: Registry[Any] = Registry("encoders", {"auto": "fusion.encoders.auto:build_auto_encoder"})
+GLUE: Registry[Any] = Registry(
+    "glue",
+    {
+        "bert-fused": "fusion.glue.bert_fused:BertFused",
+        "gated": "fusion.glue.gated:GatedCrossAttention",
+    },
+)
+SOURCES: Registry[Any] = Registry(
+    "sources",
+    {
+        "safetensors": "fusion.checkpoints.safetensors:open_safetensors",
+        "torch": "fusion.checkpoints.torch:open_torch",
+        "directory": "fusion.checkpoints.directory:open_directory",
+    },
+)
+INITS: Registry[Any] = Registry(
+    "inits",
+    {
+        name: f"fusion.inits:{name}"
+        for name in ("transformer", "xavier", "normal", "zeros", "ones", "default")
+    },
+)
+ALL: tuple[Registry[Any], ...] = (HOSTS, ENCODERS, GLUE, SOURCES, INITS)
+
+register_host = HOSTS.register
+register_encoder = ENCODERS.register
+register_glue = GLUE.register
+register_source = SOURCES.register
+register_init = INITS.register
+
+
+def keyword_options(target: str) -> list[str] | None:
+    """Keyword-only parameters of a class or function, read from its source file, not imported.
+
+    The recipe's options of a glue method are the keyword-only parameters of its constructor; reading
+    them from the syntax tree lets a typo in a recipe be reported before torch is imported.
+
+    Returns:
+        The names in order, or None when the source cannot be read (the check then happens later).
+    """
+    module, _, attribute = target.partition(":")
+    loaded = sys.modules.get(module)
+    spec = loaded.__spec__ if loaded is not None else importlib.util.find_spec(module)
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == attribute:
+            return [argument.arg for argument in node.args.kwonlyargs]
+        if isinstance(node, ast.ClassDef) and node.name == attribute:
+            for item in node.body:
+                if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                    return [argument.arg for argument in item.args.kwonlyargs]
+    return None
+
+
+def annotated_fields(module_name: str, class_name: str) -> list[str]:
+    """Names of a dataclass's annotated fields, read from its source file, not imported."""
+    package, _, leaf = module_name.partition(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return []
+    path = Path(spec.origin).parent / (leaf.replace(".", "/") + ".py")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [
+        item.target.id
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == class_name
+        for item in node.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    ]
