@@ -401,5 +401,5 @@ def _processor(
             limit = own.model_max_length
             model.encoders[name].limit = model.config.encoders[name]["limit"] = limit
         encoders[name] = EncoderText(own, limit, spec.overflow)
-    longest = getattr(model.host.config, "max_position_embeddings", None) or 512
-    return FusionProcessor(tokenizer, encoders, max_length=int(longest))
+    longest = getattr(model.host.config, "max_position_embeddings", None)
+    return FusionProcessor(tokenizer, encoders, max_length=longest)

@@ -58,7 +58,7 @@ class TrainingError(FusionError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; nearest: "x"` for the closest known name, else `; known: a, b, c`, else an empty string."""
+    """`; nearest: "x"` for the closest known name, else `; known: a, b, c`, else nothing."""
     options = sorted(set(known))
     if not options:
         return ""

@@ -3,6 +3,8 @@
 A pattern is a whole name with holes: `{i}` matches one component (no dot), `{p*}` any number of
 characters. `encoder.layers.{i}.fc1.{p}` <- `enc.{i}.ffn_in.{p}` maps `encoder.layers.10.fc1.weight`
 to `enc.10.ffn_in.weight`. Patterns match whole names, so `layers.1` never matches `layers.10`.
+Text between two `{p*}`, or none between two `{i}`, may leave several ways to fill the holes; a name
+that would not come back from the other side is an error, not a guess.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from functools import cached_property
 
 from fusion.errors import KeyMapError, nearest
 
-_HOLE = re.compile(r"\{(\w+)(\*?)\}")
+_HOLE = re.compile(r"\{([^\W\d]\w*)(\*?)\}")
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,18 @@ class Pattern:
 
     text: str
 
+    def __post_init__(self) -> None:
+        if re.search(r"[{}]", _HOLE.sub("", self.text)):
+            raise KeyMapError(
+                f'"{self.text}": a brace that is no hole; holes look like {{i}} or {{p*}}'
+            )
+        if len(set(self.holes)) < len(set(self._kinds)):
+            raise KeyMapError(f'"{self.text}": one hole is written both {{p}} and {{p*}}')
+
+    @cached_property
+    def _kinds(self) -> list[tuple[str, str]]:
+        return [(match[1], match[2]) for match in _HOLE.finditer(self.text)]
+
     @cached_property
     def holes(self) -> list[str]:
         """Names of the holes in order."""
@@ -30,7 +44,8 @@ class Pattern:
 
     @cached_property
     def _regex(self) -> re.Pattern[str]:
-        parts, position, seen = [], 0, set()
+        parts: list[str] = []
+        position, seen = 0, set[str]()
         for match in _HOLE.finditer(self.text):
             parts.append(re.escape(self.text[position : match.start()]))
             name, greedy = match[1], match[2]
@@ -57,9 +72,8 @@ class Pattern:
 
         def value(match: re.Match[str]) -> str:
             if match[1] not in values:
-                raise KeyMapError(
-                    f'"{self.text}": nothing fills the hole {{{match[1]}}}{nearest(match[1], values)}'
-                )
+                near = nearest(match[1], values)
+                raise KeyMapError(f'"{self.text}": nothing fills the hole {{{match[1]}}}{near}')
             return values[match[1]]
 
         return _HOLE.sub(value, self.text)
@@ -67,26 +81,39 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Rule:
-    """target <- source, by pattern; both sides have the same holes, so it runs backwards as well."""
+    """target <- source, by pattern; both sides have the same holes, so it runs backwards too."""
 
     target: str
     source: str
 
     def __post_init__(self) -> None:
-        here, there = set(Pattern(self.target).holes), set(Pattern(self.source).holes)
+        here, there = set(Pattern(self.target)._kinds), set(Pattern(self.source)._kinds)
         if here != there:
-            odd = ", ".join(sorted(here ^ there))
-            raise KeyMapError(f'rule "{self.target}" <- "{self.source}": hole on one side only: {odd}')
+            odd = ", ".join(f"{{{name}{star}}}" for name, star in sorted(here ^ there))
+            raise KeyMapError(f"{self}: hole on one side only: {odd}")
+
+    def __str__(self) -> str:
+        return f'rule "{self.target}" <- "{self.source}"'
 
     def source_of(self, target: str) -> str | None:
         """The source name for a target name; None when the rule is about another tensor."""
-        values = Pattern(self.target).match(target)
-        return Pattern(self.source).fill(values) if values is not None else None
+        return self._across(Pattern(self.target), Pattern(self.source), target)
 
     def target_of(self, source: str) -> str | None:
         """The target name for a source name; None when the rule is about another tensor."""
-        values = Pattern(self.source).match(source)
-        return Pattern(self.target).fill(values) if values is not None else None
+        return self._across(Pattern(self.source), Pattern(self.target), source)
+
+    def _across(self, here: Pattern, there: Pattern, name: str) -> str | None:
+        values = here.match(name)
+        if values is None:
+            return None
+        mapped = there.fill(values)
+        if there.match(mapped) != values:
+            raise KeyMapError(
+                f'{self}: "{name}" would become "{mapped}", which does not lead back; '
+                "put a dot between the holes, and use one {p*} at most"
+            )
+        return mapped
 
 
 class KeyMap:
@@ -119,7 +146,7 @@ class KeyMap:
             if mapped is not None:
                 hits.append((rule, mapped))
         if len(hits) > 1:
-            shown = " and ".join(f'"{r.target}" <- "{r.source}"' for r, _ in hits)
+            shown = " and ".join(str(rule) for rule, _ in hits)
             raise KeyMapError(f'"{name}": more than one rule matches: {shown}')
         if not hits:
             return name

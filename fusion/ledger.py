@@ -84,7 +84,8 @@ class Ledger:
 
     def part(self, prefix: str) -> Ledger:
         """The entries below a prefix such as `host.`; names keep the prefix."""
-        return Ledger({n: e for n, e in self.entries.items() if n.startswith(prefix)}, self.ignored)
+        entries = {name: entry for name, entry in self.entries.items() if name.startswith(prefix)}
+        return Ledger(entries, dict(self.ignored))
 
     def prefixed(self, prefix: str) -> Ledger:
         """The same ledger for a module that became a child: names and ties get the prefix."""
@@ -128,7 +129,8 @@ class Ledger:
         """JSON text with one entry per line."""
         rows = []
         for entry in self:
-            row = {k: v for k, v in asdict(entry).items() if v not in (None, (), False)}
+            plain = asdict(entry).items()
+            row = {k: v for k, v in plain if v is not None and v is not False and v != ()}
             rows.append("    " + json.dumps(row, ensure_ascii=False))
         body = ",\n".join(rows)
         ignored = json.dumps(self.ignored, ensure_ascii=False, indent=2).replace("\n", "\n  ")
@@ -146,13 +148,15 @@ class Ledger:
         try:
             raw: dict[str, Any] = json.loads(text)
             if raw["format"] != FORMAT:
-                raise LedgerError(f"{where}: ledger format {raw['format']}; this version reads {FORMAT}")
+                raise LedgerError(f"ledger format {raw['format']}; this version reads {FORMAT}")
             ledger = cls(ignored=dict(raw["ignored"]))
             for row in raw["entries"]:
-                row["shape"] = tuple(row.get("shape", ()))
+                row["shape"] = tuple(int(size) for size in row.get("shape", ()))
                 row["operations"] = tuple(row.get("operations", ()))
                 row["origin"] = Origin(row["origin"])
                 ledger.add(Entry(**row))
-        except (ValueError, KeyError, TypeError) as error:
+        except LedgerError as error:
+            raise LedgerError(f"{where}: {error}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise LedgerError(f"{where}: not a ledger: {type(error).__name__}: {error}") from None
         return ledger

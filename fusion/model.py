@@ -128,6 +128,7 @@ class _EncodeAll(nn.Module):
     def forward(self, **kwargs: Any) -> FusedEncoderOutput:
         model: FusedModel = self.__dict__["model"]
         inputs, rest = model.split_inputs(kwargs)
+        rest.pop("labels", None)
         memories = model.memories(inputs)
         for memory in memories.values():
             memory.reusable = True

@@ -69,6 +69,9 @@ class FusionProcessor:
     """Encodes raw source (and target) text for the host and every encoder.
 
     Both read the same raw line; nothing else is ever needed of a user, at inference too.
+
+    Args:
+        max_length: positions of the host; None: no limit
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class FusionProcessor:
         tokenizer: PreTrainedTokenizerBase,
         encoders: dict[str, EncoderText] | None = None,
         *,
-        max_length: int = 512,
+        max_length: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.encoders = encoders or {}
@@ -92,8 +95,18 @@ class FusionProcessor:
         return pads
 
     def encode_sources(self, sources: list[str]) -> dict[str, list[list[int]]]:
-        """Ids of source text by column, not padded."""
+        """Ids of source text by column, not padded.
+
+        Raises:
+            DataError: a text is longer than the host or an encoder reads.
+        """
         columns = {"input_ids": self.tokenizer(sources, verbose=False)["input_ids"]}
+        for text, ids in zip(sources, columns["input_ids"], strict=True):
+            if self.max_length is not None and len(ids) > self.max_length:
+                raise DataError(
+                    f"{len(ids)} tokens, and the host has {self.max_length} positions; "
+                    f'split the sentence: "{text[:60]}..."'
+                )
         for name, encoder in self.encoders.items():
             columns[f"{name}_input_ids"] = encoder.encode(sources, name)
         return columns
@@ -178,7 +191,7 @@ class FusionProcessor:
             for name, spec in settings["encoders"].items()
         }
         tokenizer = load_tokenizer(directory / settings["host"])
-        return cls(tokenizer, encoders, max_length=settings.get("max_length", 512))
+        return cls(tokenizer, encoders, max_length=settings.get("max_length"))
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

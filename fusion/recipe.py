@@ -31,16 +31,16 @@ class Strict(BaseModel):
 class SentencePieceSpec(Strict):
     """A SentencePiece model trained on the training text, one for both languages."""
 
-    vocab_size: int = Field(8000, ge=32, description="pieces, special tokens included")
+    vocab_size: int = Field(default=8000, ge=32, description="pieces, special tokens included")
     model_type: Literal["unigram", "bpe"] = "unigram"
-    character_coverage: float = Field(1.0, gt=0.9, le=1.0)
+    character_coverage: float = Field(default=1.0, gt=0.9, le=1.0)
 
 
 class PartSpec(Strict):
     """What host and encoders have in common: where their tensors come from."""
 
     source: str | None = Field(
-        None,
+        default=None,
         description="directory, hub id (org/name or org/name@revision), package:NAME/PATH, "
         "or (host only) recipe:FILE",
     )
@@ -57,21 +57,23 @@ class HostSpec(PartSpec):
     """The seq2seq model that is extended: from a source, or new from a config."""
 
     new: dict[str, Any] | None = Field(
-        None, description="`family` and that family's transformers config"
+        default=None, description="`family` and that family's transformers config"
     )
-    init: str = Field("transformer", description="init of a new host")
+    init: str = Field(default="transformer", description="init of a new host")
     attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = Field(
-        None, description="transformers' attention implementation; on a CPU, eager trains fastest"
+        default=None,
+        description="transformers' attention implementation; on a CPU, eager trains fastest",
     )
     tokenizer: str | SentencePieceSpec | None = Field(
-        None, description="directory or hub id; or how to train SentencePiece; default: the source's"
+        default=None,
+        description="directory or hub id; or how to train SentencePiece; default: the source's",
     )
 
     @model_validator(mode="after")
     def _one_origin(self) -> HostSpec:
         if (self.source is None) == (self.new is None):
             raise ValueError("say either source (a checkpoint) or new (a config), one of the two")
-        if self.new is not None and "family" not in self.new:
+        if self.new is not None and not isinstance(self.new.get("family"), str):
             raise ValueError(f"new needs family, one of: {', '.join(HOSTS.names())}")
         if self.new is not None and self.tokenizer is None:
             raise ValueError("a new host needs tokenizer: {vocab_size: ...} or a directory")
@@ -82,17 +84,20 @@ class EncoderSpec(PartSpec):
     """A pretrained encoder whose memory the glue reads."""
 
     source: str = Field(description="directory, hub id or package:NAME/PATH")
-    builder: str = Field("auto", description="name in the registry of encoders")
+    builder: str = Field(default="auto", description="name in the registry of encoders")
     freeze: bool = True
     layer: int | Literal["mix"] = Field(
-        -1, description="hidden layer (0 = embeddings, -1 = last), or a learned mix of all"
+        default=-1, description="hidden layer (0 = embeddings, -1 = last), or a learned mix of all"
     )
     overflow: Literal["error", "truncate", "windows"] = Field(
-        "error", description="sentences longer than the encoder's positions"
+        default="error", description="sentences longer than the encoder's positions"
     )
-    max_length: int | None = Field(None, ge=4, description="a smaller limit than the encoder's own")
+    max_length: int | None = Field(
+        default=None, ge=4, description="a smaller limit than the encoder's own"
+    )
     encoder_dropout: bool = Field(
-        False, description="keep the frozen encoder's dropout on in training, as the paper's code"
+        default=False,
+        description="keep the frozen encoder's dropout on in training, as the paper's code",
     )
 
 
@@ -106,7 +111,7 @@ class GlueSpec(BaseModel):
     sites: list[str] = Field(
         default=["encoder.*.self_attention", "decoder.*.cross_attention"], min_length=1
     )
-    name: str | None = Field(None, description="name of its tensors; default: the method")
+    name: str | None = Field(default=None, description="name of its tensors; default: the method")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -122,14 +127,20 @@ class GlueSpec(BaseModel):
 class CorpusSpec(Strict):
     """One parallel corpus: two text files, columns of a table or hub dataset, or synthetic text."""
 
-    source: str | None = Field(None, description="text file, or a column (a.b for nested ones)")
+    source: str | None = Field(
+        default=None, description="text file, or a column (a.b for nested ones)"
+    )
     target: str | None = None
-    file: str | None = Field(None, description="JSONL, TSV, CSV or parquet file with both columns")
-    hub: str | None = Field(None, description="datasets hub id")
+    file: str | None = Field(
+        default=None, description="JSONL, TSV, CSV or parquet file with both columns"
+    )
+    hub: str | None = Field(default=None, description="datasets hub id")
     config: str | None = None
     split: str = "train"
     revision: str | None = None
-    synthetic: str | None = Field(None, description="split of the built-in synthetic corpus")
+    synthetic: str | None = Field(
+        default=None, description="split of the built-in synthetic corpus"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> CorpusSpec:
@@ -146,8 +157,10 @@ class CorpusSpec(Strict):
 class FilterSpec(Strict):
     """Pairs left out of training; how many is reported."""
 
-    max_length: int = Field(256, ge=2, description="tokens of either side, host tokenizer")
-    max_ratio: float = Field(9.0, ge=1.0, description="longer side / shorter side, in tokens")
+    max_length: int = Field(default=256, ge=2, description="tokens of either side, host tokenizer")
+    max_ratio: float = Field(
+        default=9.0, ge=1.0, description="longer side / shorter side, in tokens"
+    )
     empty: Literal["error", "drop"] = "error"
 
 
@@ -160,26 +173,26 @@ class DataSpec(Strict):
     source_lang: str = "en"
     target_lang: str = "de"
     batch_tokens: int = Field(
-        4096, ge=16, description="per device and step: sentences x longest of all lengths"
+        default=4096, ge=16, description="per device and step: sentences x longest of all lengths"
     )
     filters: FilterSpec = FilterSpec()
     synthetic_seed: int = 1
-    synthetic_pairs: int = Field(20000, ge=100)
+    synthetic_pairs: int = Field(default=20000, ge=100)
 
 
 class LearningRates(Strict):
     """Peak learning rates by part; a part that is not named uses `learning_rate`."""
 
-    host: float | None = Field(None, ge=0)
-    glue: float | None = Field(None, ge=0)
-    encoders: float | None = Field(None, ge=0)
+    host: float | None = Field(default=None, ge=0)
+    glue: float | None = Field(default=None, ge=0)
+    encoders: float | None = Field(default=None, ge=0)
 
 
 class EarlyStopping(Strict):
     """Stop when dev BLEU has not risen for `patience` evaluations."""
 
     patience: int = Field(ge=1)
-    threshold: float = Field(0.0, ge=0)
+    threshold: float = Field(default=0.0, ge=0)
 
 
 class TrainSpec(BaseModel):
@@ -190,10 +203,12 @@ class TrainSpec(BaseModel):
     learning_rates: LearningRates = LearningRates()
     early_stopping: EarlyStopping | None = None
     average_checkpoints: int = Field(
-        0, ge=0, description="average the last N checkpoints at the end; kept if better on dev"
+        default=0,
+        ge=0,
+        description="average the last N checkpoints at the end; kept if better on dev",
     )
     dev_sentences: int | None = Field(
-        None, ge=1, description="decode only the first N dev sentences during training"
+        default=None, ge=1, description="decode only the first N dev sentences during training"
     )
 
     @property
@@ -230,7 +245,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
     Args:
         path: the YAML file
-        overrides: `a.b=value` or `glue.0.method=gated`; values are YAML, paths relative to the recipe
+        overrides: `a.b=value` or `glue.0.method=gated`; values are YAML, paths relative to the
+            recipe
 
     Raises:
         RecipeError: names the file, the key, what was found and the nearest thing that would work.
@@ -279,6 +295,28 @@ def training_argument_names() -> list[str]:
     ]
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 5e-4 is a number, as in YAML 1.2, and a key written twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f'the key "{key.value}" is written twice', key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+"),
+    list("-+.0123456789"),
+)
+
+
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     resolved = path.resolve()
     if resolved in above:
@@ -291,7 +329,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
@@ -302,8 +340,12 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         return _anchor(raw, resolved.parent)
     if not isinstance(parent, str):
         raise RecipeError(f"{path}: extends: the path of a recipe; found {parent!r}")
-    base = _read(path.parent / parent, (*above, resolved))
-    return _merge(base, _anchor(raw, resolved.parent))
+    below = path.parent / parent
+    if not below.is_file():
+        near = nearest(below.name, [found.name for found in below.parent.glob("*.yaml")])
+        raise RecipeError(f'{path}: extends: no recipe "{parent}"{near}')
+    base = _read(below, (*above, resolved))
+    return _merge(base, _anchor(raw, resolved.parent, base))
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -311,8 +353,9 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = _merge(old, value) if both else value
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = _merge(old, value)
+        merged[key] = value
     return merged
 
 
@@ -345,7 +388,7 @@ def _override(raw: dict[str, Any], override: str, path: Path) -> None:
     if not equals or not dotted:
         raise RecipeError(f'{path}: override "{override}": write it as a.b=value')
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise RecipeError(f'{path}: override "{override}": the value is not valid YAML') from None
     value = _expand(value, path, dotted)
@@ -355,8 +398,9 @@ def _override(raw: dict[str, Any], override: str, path: Path) -> None:
         last = depth == len(keys) - 1
         where = ".".join(keys[: depth + 1])
         if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
-                raise RecipeError(f"{path}: override {where}: the list has {len(node)} items")
+            if not key.isdecimal() or int(key) >= len(node):
+                last_index = len(node) - 1
+                raise RecipeError(f"{path}: override {where}: the list goes from 0 to {last_index}")
             if last:
                 node[int(key)] = value
             else:
@@ -367,14 +411,21 @@ def _override(raw: dict[str, Any], override: str, path: Path) -> None:
             else:
                 node = node.setdefault(key, {})
         else:
-            raise RecipeError(f"{path}: override {where}: {'.'.join(keys[:depth])} is a plain value")
+            above = ".".join(keys[:depth])
+            raise RecipeError(f"{path}: override {where}: {above} is a plain value: {node!r}")
 
 
-def _anchor(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Make the paths of a recipe absolute, relative to the recipe that wrote them."""
+def _anchor(
+    raw: dict[str, Any], folder: Path, base: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Make the paths of a recipe absolute, relative to the recipe that wrote them.
+
+    Args:
+        base: the recipe that this one extends; it may say that `source` is a column, not a file
+    """
     raw = dict(raw)
     if isinstance(raw.get("output"), str):
-        raw["output"] = str((folder / raw["output"]).resolve())
+        raw["output"] = _absolute(raw["output"], folder)
     if isinstance(raw.get("host"), dict):
         raw["host"] = _anchor_part(raw["host"], folder)
     if isinstance(raw.get("encoders"), dict):
@@ -383,14 +434,26 @@ def _anchor(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
             for name, part in raw["encoders"].items()
         }
     if isinstance(raw.get("data"), dict):
-        data = dict(raw["data"])
+        data, below = dict(raw["data"]), _mapping(_mapping(base).get("data"))
         for key in ("train", "dev"):
             if key in data:
-                data[key] = _anchor_corpus(data[key], folder)
+                data[key] = _anchor_corpus(data[key], folder, below.get(key))
         if isinstance(data.get("tests"), dict):
-            data["tests"] = {k: _anchor_corpus(v, folder) for k, v in data["tests"].items()}
+            tests = _mapping(below.get("tests"))
+            data["tests"] = {
+                name: _anchor_corpus(corpus, folder, tests.get(name))
+                for name, corpus in data["tests"].items()
+            }
         raw["data"] = data
     return raw
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return str((folder / os.path.expanduser(path)).resolve())
 
 
 def _anchor_part(part: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -404,30 +467,29 @@ def _anchor_part(part: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _anchor_source(source: str, folder: Path) -> str:
     scheme, colon, rest = source.partition(":")
     if colon and scheme == "recipe":
-        return f"recipe:{(folder / rest).resolve()}"
+        return f"recipe:{_absolute(rest, folder)}"
     if colon and scheme == "package":
         return source
-    candidate = folder / source
-    is_path = source.startswith((".", "/", "~")) or candidate.exists()
-    return str(candidate.expanduser().resolve()) if is_path else source
+    is_path = source.startswith((".", "/", "~")) or (folder / source).exists()
+    return _absolute(source, folder) if is_path else source
 
 
-def _anchor_corpus(corpus: Any, folder: Path) -> Any:
+def _anchor_corpus(corpus: Any, folder: Path, base: Any = None) -> Any:
     if isinstance(corpus, list):
         return [_anchor_corpus(item, folder) for item in corpus]
     if not isinstance(corpus, dict):
         return corpus
+    merged = _mapping(base) | corpus
     corpus = dict(corpus)
-    keys = ["file"] if corpus.get("file") or corpus.get("hub") else ["source", "target"]
-    for key in keys:
+    for key in ["file"] if merged.get("file") or merged.get("hub") else ["source", "target"]:
         if isinstance(corpus.get(key), str):
-            corpus[key] = str((folder / Path(corpus[key]).expanduser()).resolve())
+            corpus[key] = _absolute(corpus[key], folder)
     return corpus
 
 
 def _explain(error: ValidationError) -> list[str]:
     lines = []
-    for item in error.errors():
+    for item in _of_the_meant_branch(error):
         location = [part for part in item["loc"] if not _is_union_tag(part)]
         key = _dotted(location)
         if item["type"] == "extra_forbidden":
@@ -435,12 +497,36 @@ def _explain(error: ValidationError) -> list[str]:
             lines.append(f'{key}: unknown key "{location[-1]}"{nearest(str(location[-1]), known)}')
         elif item["type"] == "missing":
             lines.append(f"{key}: is missing")
+        elif item["type"] == "value_error":
+            lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}")
         else:
-            message = item["msg"].removeprefix("Value error, ")
             found = item["input"]
-            shown = "" if isinstance(found, dict) else f"; found {found!r}"
-            lines.append(f"{key}: {message}{shown}")
+            kind = "a mapping" if isinstance(found, dict) else "a list"
+            shown = kind if isinstance(found, dict | list) and found else repr(found)
+            lines.append(f"{key}: {item['msg']}; found {shown}")
     return list(dict.fromkeys(lines))
+
+
+_OTHER_BRANCH = {"string_type", "list_type", "model_type", "int_type", "literal_error"}
+
+
+def _of_the_meant_branch(error: ValidationError) -> list[Any]:
+    """pydantic reports every branch of a union; keep the one whose type was written."""
+    items = error.errors()
+    deeper = {
+        item["loc"][:depth]
+        for item in items
+        if item["type"] not in _OTHER_BRANCH or not _is_union_tag(item["loc"][-1])
+        for depth, part in enumerate(item["loc"])
+        if _is_union_tag(part)
+    }
+    return [
+        item
+        for item in items
+        if item["type"] not in _OTHER_BRANCH
+        or not _is_union_tag(item["loc"][-1])
+        or item["loc"][:-1] not in deeper
+    ]
 
 
 def _is_union_tag(part: int | str) -> bool:
@@ -519,8 +605,8 @@ def _glue_problems(recipe: Recipe) -> list[str]:
         here = f"glue[{index}]"
         if glue.key in seen:
             problems.append(
-                f'{here}: its tensors would be named "{glue.key}" as those of glue[{seen[glue.key]}];'
-                " give it a name:"
+                f'{here}: its tensors would be named "{glue.key}" as those of '
+                f"glue[{seen[glue.key]}]; give it a name:"
             )
         seen[glue.key] = index
         if not glue.key.isidentifier():

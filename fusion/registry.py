@@ -52,6 +52,11 @@ class Registry(Generic[T]):
         """The entry point group of plugins."""
         return f"fusion.{self.kind}"
 
+    @property
+    def one(self) -> str:
+        """The kind in the singular."""
+        return self.kind.removesuffix("s")
+
     def _plugins(self) -> dict[str, EntryPoint]:
         found: dict[str, EntryPoint] = {}
         for point in entry_points(group=self.group):
@@ -59,7 +64,8 @@ class Registry(Generic[T]):
             if point.name in self.builtin or (other is not None and other.value != point.value):
                 owner = other.value if other is not None else "fusion"
                 raise RegistryError(
-                    f'{self.kind}: the name "{point.name}" of plugin {point.value} is taken by {owner}'
+                    f'{self.kind}: the name "{point.name}" of plugin {point.value}'
+                    f"{_distribution(point)} is taken by {owner}"
                 )
             found[point.name] = point
         return found
@@ -82,13 +88,13 @@ class Registry(Generic[T]):
             return self._loaded[name]
         plugins = self._plugins()
         if name not in plugins:
-            raise RegistryError(f'no {self.kind} "{name}"{nearest(name, self.names())}')
+            raise RegistryError(f'no {self.one} "{name}"{nearest(name, self.names())}')
         point = plugins[name]
         try:
             thing: T = point.load()
         except Exception as error:
             raise RegistryError(
-                f'{self.kind} "{name}": plugin {point.value}'
+                f'{self.one} "{name}": plugin {point.value}'
                 f"{_distribution(point)} failed to import: {type(error).__name__}: {error}"
             ) from error
         self._loaded.setdefault(name, thing)
@@ -103,14 +109,19 @@ class Registry(Generic[T]):
 
         def decorate(thing: C) -> C:
             origin = f"{thing.__module__}:{thing.__qualname__}"
-            taken = self.builtin.get(name) or self._origin.get(name)
-            if taken is not None and taken != origin:
+            taken = self.target(name)
+            if taken is not None and not self._same(name, taken, origin):
                 raise RegistryError(f'{self.kind}: "{name}" is already registered by {taken}')
             self._loaded[name] = thing  # type: ignore[assignment]
             self._origin[name] = origin
             return thing
 
         return decorate
+
+    def _same(self, name: str, taken: str, origin: str) -> bool:
+        """A plugin may decorate a thing that its entry point reaches through another module."""
+        ours = name in self.builtin or name in self._origin
+        return taken == origin or (not ours and _root(taken) == _root(origin))
 
     def target(self, name: str) -> str | None:
         """Where a name is defined, as "module:attribute"; None when unknown. Imports nothing."""
@@ -138,6 +149,10 @@ class Registry(Generic[T]):
             if name not in listed
         ]
         return rows
+
+
+def _root(target: str) -> str:
+    return target.partition(":")[0].partition(".")[0]
 
 
 def _distribution(point: EntryPoint) -> str:
@@ -187,18 +202,22 @@ register_init = INITS.register
 def keyword_options(target: str) -> list[str] | None:
     """Keyword-only parameters of a class or function, read from its source file, not imported.
 
-    The recipe's options of a glue method are the keyword-only parameters of its constructor; reading
-    them from the syntax tree lets a typo in a recipe be reported before torch is imported.
+    The recipe's options of a glue method are the keyword-only parameters of its constructor;
+    reading them from the syntax tree lets a typo in a recipe be reported before torch is imported.
 
     Returns:
         The names in order, or None when the source cannot be read (the check then happens later).
     """
     module, _, attribute = target.partition(":")
     loaded = sys.modules.get(module)
-    spec = loaded.__spec__ if loaded is not None else importlib.util.find_spec(module)
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+    try:
+        # finding a.b imports a, which runs a plugin's code
+        spec = loaded.__spec__ if loaded is not None else importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            return None
+        tree = ast.parse(Path(spec.origin).read_bytes())
+    except Exception:
         return None
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == attribute:
             return [argument.arg for argument in node.args.kwonlyargs]

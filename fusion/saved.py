@@ -177,20 +177,9 @@ def load_model(path: str | Path) -> FusedModel:
     return model
 
 
-def part_sources(
-    model: FusedModel, directory: Path, frozen: Mapping[str, Source] | None = None
-) -> dict[str, Source]:
-    """Tensor prefix -> the files that hold that part.
-
-    Args:
-        frozen: prefix -> source of the parts that a training checkpoint leaves out
-    """
-    sources: dict[str, Source] = {}
-    for prefix, folder in parts_of(model).items():
-        if frozen is not None and prefix in frozen:
-            sources[prefix] = frozen[prefix]
-        else:
-            sources[prefix] = open_source(directory / folder)
+def part_sources(model: FusedModel, directory: Path) -> dict[str, Source]:
+    """Tensor prefix -> the files that hold that part."""
+    sources = {p: open_source(directory / folder) for p, folder in parts_of(model).items()}
     if len(model.encoders):
         sources[""] = open_safetensors(directory / GLUE_FILE)
     return sources
@@ -212,6 +201,22 @@ def load_weights(model: FusedModel, sources: Mapping[str, Source]) -> Ledger:
                 filled = warm_start(model.get_submodule(name), view, prefix=f"{name}.")
                 ledger.merge(filled.prefixed(f"{name}."))
     return ledger
+
+
+def load_checkpoint(model: FusedModel, directory: Path) -> None:
+    """Put a training checkpoint's tensors into a composed model; frozen parts stay as they are.
+
+    Raises:
+        SourceError, WarmStartError: the checkpoint is incomplete or of another model.
+    """
+    sources: dict[str, Source] = {}
+    for prefix, folder in parts_of(model).items():
+        part = model.get_submodule(prefix.rstrip("."))
+        if any(parameter.requires_grad for parameter in part.parameters()):
+            sources[prefix] = open_source(directory / folder)
+    if len(model.encoders):
+        sources[""] = open_safetensors(directory / GLUE_FILE)
+    load_weights(model, sources)
 
 
 class _Below(Source):

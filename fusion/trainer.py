@@ -1,0 +1,265 @@
+"""transformers' Seq2SeqTrainer with our batches, loss, learning rates and checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from fusion.data import TokenBatchSampler
+from fusion.model import FusedModel
+from fusion.processor import FusionProcessor
+from fusion.recipe import LearningRates
+from fusion.saved import load_checkpoint, write_weights
+from fusion.translate import length_limit
+
+COMPLETE = "complete"
+
+
+class EpochLoader(DataLoader[Any]):
+    """A DataLoader that tells its batch sampler which epoch it is."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before every epoch."""
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+class Stopwatch(TrainerCallback, ExportableState):  # type: ignore[misc]
+    """Seconds of training, evaluation included, over all interruptions."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self._since: float | None = None
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Starts the watch."""
+        self._since = time.monotonic()
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Stops the watch."""
+        self.state()
+        self._since = None
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        if self._since is not None:
+            now = time.monotonic()
+            self.seconds, self._since = self.seconds + now - self._since, now
+        return {"args": {"seconds": self.seconds}, "attributes": {}}
+
+
+class UpdateClock(TrainerCallback):  # type: ignore[misc]
+    """Tells the model which update it is in, so that drop-net draws the same after a resume."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before the first micro-batch of an update."""
+        kwargs["model"].clock.next_update(state.global_step)
+
+
+class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
+    """What differs from Seq2SeqTrainer.
+
+    Batches have a token budget and are the same whatever the number of ranks; the loss is the
+    label-smoothed negative log-likelihood per target token of the whole update; host, glue and
+    encoders have learning rates of their own; checkpoints hold what is trained and are read back
+    strictly; one that was cut short by a kill is never resumed from.
+    """
+
+    def __init__(
+        self,
+        model: FusedModel,
+        processor: FusionProcessor,
+        args: Seq2SeqTrainingArguments,
+        *,
+        train: Dataset,
+        dev: Dataset,
+        batch_tokens: int,
+        learning_rates: LearningRates,
+        label_smoothing: float,
+        compute_metrics: Callable[[Any], dict[str, float]],
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=dev,
+            data_collator=processor.pad,
+            compute_metrics=compute_metrics,
+            callbacks=[*callbacks, UpdateClock()],
+        )
+        self.processor = processor
+        self.learning_rates = learning_rates
+        self.label_smoothing = label_smoothing
+        self.sampler = TokenBatchSampler(
+            train["lengths"],
+            batch_tokens,
+            seed=args.seed,
+            rank=args.process_index,
+            world_size=args.world_size,
+            accumulation=args.gradient_accumulation_steps,
+        )
+        self._tokens, self._logged_at = 0, time.monotonic()
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of this rank."""
+        return EpochLoader(
+            self.train_dataset,
+            batch_sampler=self.sampler,
+            collate_fn=self.processor.pad,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """As the Trainer, counting target tokens for the log."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        self._tokens += int(items) if items is not None else 0
+        return batches, items
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As the Trainer, with target tokens per second since the last log."""
+        now = time.monotonic()
+        if "loss" in logs and now > self._logged_at:
+            logs["tokens_per_second"] = round(self._tokens / (now - self._logged_at), 1)
+        self._tokens, self._logged_at = 0, now
+        super().log(logs, *args, **kwargs)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not estimated: the rule of thumb does not hold for frozen encoders."""
+        return 0
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Label-smoothed cross entropy, summed over the batch, over the update's target tokens."""
+        labels = inputs["labels"]
+        fused: FusedModel = self.accelerator.unwrap_model(self.model)
+        rest = {name: value for name, value in inputs.items() if name != "labels"}
+        shifted = fused.prepare_decoder_input_ids_from_labels(labels)
+        outputs = model(**rest, decoder_input_ids=shifted, use_cache=False)
+        total = F.cross_entropy(
+            outputs.logits.float().flatten(0, 1),
+            labels.flatten(),
+            ignore_index=-100,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )
+        items = num_items_in_batch if num_items_in_batch is not None else labels.ne(-100).sum()
+        loss = total / items
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **generate: Any,
+    ) -> Any:
+        """As Seq2SeqTrainer, with outputs at most about twice as long as the source."""
+        limit = length_limit(self.processor, inputs["input_ids"].shape[1])
+        generate.setdefault("max_length", limit)
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **generate)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Groups by part and weight decay; a frozen tensor is in none."""
+        if self.optimizer is None:
+            target = model if model is not None else self.model
+            decayed = set(self.get_decay_parameter_names(target))
+            groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+            for name, parameter in target.named_parameters():
+                if parameter.requires_grad:
+                    groups.setdefault((_part(name), name in decayed), []).append(parameter)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, target)
+            base = options.pop("lr")
+            self.optimizer = kind(
+                [
+                    {
+                        "params": parameters,
+                        "lr": _rate(self.learning_rates, part, base),
+                        "weight_decay": self.args.weight_decay if decay else 0.0,
+                    }
+                    for (part, decay), parameters in sorted(groups.items(), key=lambda g: g[0])
+                ],
+                lr=base,
+                **options,
+            )
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        fused: FusedModel = self.accelerator.unwrap_model(self.model)
+        directory = Path(output_dir or self.args.output_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_weights(fused, state_dict or fused.state_dict(), directory, frozen=False)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            if folder.is_dir():
+                (folder / COMPLETE).touch()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_checkpoint(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_best_model()
+        else:
+            best = Path(self.state.best_model_checkpoint)
+            load_checkpoint(self.accelerator.unwrap_model(self.model), best)
+
+
+def _part(name: str) -> str:
+    """host, encoders or glue; a layer mix is glue. Wrappers may put a prefix before the name."""
+    pieces = name.split(".")
+    return next((p for p in ("host", "encoders") if p in pieces), "glue")
+
+
+def _rate(rates: LearningRates, part: str, base: float) -> float:
+    own: float | None = getattr(rates, part)
+    return base if own is None else own
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last whole checkpoint of a run; ones cut short by a kill are removed."""
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / COMPLETE).is_file():
+            whole.append(path)
+        else:
+            shutil.rmtree(path)
+    return max(whole, key=_update_of) if whole else None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted((p for p in folder.glob("checkpoint-*") if (p / COMPLETE).is_file()), key=_update_of)
+
+
+def _update_of(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
