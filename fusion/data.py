@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, Protocol
 
 import datasets
+import pyarrow  # type: ignore[import-untyped]
+import torch
 from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
+from pyarrow import parquet
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from fusion.errors import DataError, nearest
 from fusion.recipe import CorpusSpec, DataSpec, FilterSpec
 
 Empty = Literal["error", "drop"]
+Rows = list[tuple[str, dict[str, Any]]]  # where a row stands, and its cells by column
+
+TABLES = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
 
 
 class PairEncoder(Protocol):
@@ -33,15 +44,24 @@ class FilterReport:
 
     read: int = 0
     kept: int = 0
-    empty: int = 0
     too_long: int = 0
     ratio: int = 0
+    empty: int = 0
 
     def __str__(self) -> str:
         return (
             f"{self.kept:,} of {self.read:,} pairs kept; dropped: {self.empty:,} empty, "
             f"{self.too_long:,} too long, {self.ratio:,} of odd length ratio"
         )
+
+
+@dataclass
+class _Pairs:
+    """Aligned text; `place(side, i)` says where pair i stands, for messages."""
+
+    sources: list[str]
+    targets: list[str]
+    place: Callable[[str, int], str]
 
 
 def read_corpus(
@@ -51,157 +71,227 @@ def read_corpus(
 
     Args:
         where: the recipe's key, for messages
-        empty: what to do with a pair that has an empty or blank side
+        empty: what to do with a pair that has an empty or blank side; the number of dropped pairs
+            is the result's attribute `empty_dropped`, which `tokenise` reports
 
     Raises:
         DataError: names file and line, or the key.
     """
-    if isinstance(spec, list):
-        parts = [read_corpus(s, data, f"{where}[{i}]", empty=empty) for i, s in enumerate(spec)]
-        return datasets.concatenate_datasets(parts)
+    sources: list[str] = []
+    targets: list[str] = []
+    read = 0
+    several = isinstance(spec, list)
+    for index, one in enumerate(spec if isinstance(spec, list) else [spec]):
+        here = f"{where}[{index}]" if several else where
+        pairs = _read_pairs(one, data, here)
+        read += len(pairs.sources)
+        for number, (source, target) in enumerate(zip(pairs.sources, pairs.targets, strict=True)):
+            if source.strip() and target.strip():
+                sources.append(source)
+                targets.append(target)
+            elif empty == "error":
+                side = "target" if source.strip() else "source"
+                raise DataError(
+                    f"{here}: {pairs.place(side, number)}: the {side} is empty; remove the pair, "
+                    "or set data.filters.empty: drop for training text"
+                )
+    if not sources:
+        raise DataError(f"{where}: no pair has text on both sides")
+    corpus = Dataset.from_dict({"source": sources, "target": targets})
+    corpus.empty_dropped = read - len(sources)
+    return corpus
+
+
+def _read_pairs(spec: CorpusSpec, data: DataSpec, where: str) -> _Pairs:
     if spec.synthetic is not None:
-        pairs, name = _read_synthetic(spec.synthetic, data, where), f"synthetic:{spec.synthetic}"
-    elif spec.file is not None or spec.hub is not None:
-        pairs, name = _read_table(spec, where), spec.file or str(spec.hub)
-    else:
-        assert spec.source is not None and spec.target is not None
-        pairs, name = _read_text(Path(spec.source), Path(spec.target), where), spec.source
-    if not pairs:
-        raise DataError(f"{where}: {name}: holds no text")
-    kept = _without_empty(pairs, name, where, empty)
-    return Dataset.from_dict({"source": [s for s, _ in kept], "target": [t for _, t in kept]})
-
-
-def _without_empty(
-    pairs: list[tuple[str, str]], name: str, where: str, empty: Empty
-) -> list[tuple[str, str]]:
-    kept = []
-    for number, (source, target) in enumerate(pairs, start=1):
-        if source.strip() and target.strip():
-            kept.append((source, target))
-        elif empty == "error":
-            side = "target" if source.strip() else "source"
-            raise DataError(
-                f"{where}: {name}: line {number}: the {side} is empty; "
-                "remove the pair, or set data.filters.empty: drop for training text"
-            )
-    return kept
-
-
-def _read_text(source: Path, target: Path, where: str) -> list[tuple[str, str]]:
-    left, right = _read_lines(source, where), _read_lines(target, where)
+        return _read_synthetic(spec.synthetic, data, where)
+    assert spec.source is not None and spec.target is not None
+    if spec.hub is not None:
+        return _pick(_load_hub(spec, where), spec, where)
+    if spec.file is not None:
+        return _pick(_load_file(spec, where), spec, where)
+    paths = {"source": Path(spec.source), "target": Path(spec.target)}
+    left, right = (_read_lines(path, where) for path in paths.values())
     if len(left) != len(right):
         raise DataError(
-            f"{where}: {source} has {len(left)} lines and {target} has {len(right)}; "
+            f"{where}: {spec.source} has {len(left)} lines and {spec.target} has {len(right)}; "
             "line n of one must translate line n of the other"
         )
-    return list(zip(left, right, strict=True))
+    return _Pairs(left, right, lambda side, i: f"{paths[side]}:{i + 1}")
+
+
+def _read_synthetic(split: str, data: DataSpec, where: str) -> _Pairs:
+    from fusion.synthetic import generate
+
+    try:
+        splits = generate(data.synthetic_seed, data.synthetic_pairs).splits
+    except ValueError as error:
+        raise DataError(f"{where}: data.synthetic_pairs: {error}") from None
+    if split not in splits:
+        raise DataError(f'{where}: no synthetic split "{split}"{nearest(split, splits)}')
+    pairs = splits[split]
+    sources, targets = [pair.source for pair in pairs], [pair.target for pair in pairs]
+    return _Pairs(sources, targets, lambda _, i: f"synthetic {split}: pair {i + 1}")
+
+
+def _check_file(path: Path, where: str) -> None:
+    if path.is_file():
+        return
+    if path.is_dir():
+        raise DataError(f"{where}: {path}: is a directory, not a file")
+    if not path.parent.is_dir():
+        raise DataError(f"{where}: {path}: no such file; no directory {path.parent}")
+    names = [other.name for other in path.parent.iterdir()]
+    raise DataError(f"{where}: {path}: no such file{nearest(path.name, names)}")
+
+
+def _read_text(path: Path, where: str) -> str:
+    _check_file(path, where)
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{where}: {path}: cannot be read: {error}") from None
+    raw = raw.removeprefix(b"\xef\xbb\xbf")
+    if not raw:
+        raise DataError(f"{where}: {path}: is empty")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        column = error.start - raw.rfind(b"\n", 0, error.start)
+        raise DataError(
+            f"{where}: {path}:{line}: not UTF-8: {error.reason} at byte {column} of the line"
+        ) from None
 
 
 def _read_lines(path: Path, where: str) -> list[str]:
     """Lines end at a newline only, whatever other separators the text contains."""
-    try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except FileNotFoundError:
-        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"{where}: {path}: no such file{nearest(path.name, names)}") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{where}: {path}: cannot be read: {error}") from None
-    lines = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    if lines and not lines[-1]:
+    lines = _read_text(path, where).split("\n")
+    if not lines[-1]:
         lines.pop()
-    texts = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            texts.append(line.removesuffix(b"\r").decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{where}: {path}: line {number}: not UTF-8: {error.reason} at byte {error.start}"
-            ) from None
-    return texts
+    return [line.removesuffix("\r") for line in lines]
 
 
-_TABLES = {".jsonl": "json", ".json": "json", ".tsv": "csv", ".csv": "csv", ".parquet": "parquet"}
+def _pick(rows: Rows, spec: CorpusSpec, where: str) -> _Pairs:
+    if not rows:
+        raise DataError(f"{where}: {spec.file or spec.hub}: holds no rows")
+    sources = _column(rows, str(spec.source), where)
+    targets = _column(rows, str(spec.target), where)
+    return _Pairs(sources, targets, lambda _, i: rows[i][0])
 
 
-def _read_table(spec: CorpusSpec, where: str) -> list[tuple[str, str]]:
-    table = _load_hub(spec, where) if spec.hub is not None else _load_file(spec, where)
-    columns = []
-    for side in (spec.source, spec.target):
-        assert side is not None
-        columns.append(_column(table, side, where))
-    return list(zip(*columns, strict=True))
-
-
-def _load_file(spec: CorpusSpec, where: str) -> Dataset:
-    path = Path(str(spec.file))
-    if not path.is_file():
-        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"{where}: {path}: no such file{nearest(path.name, names)}")
-    suffixes = [s for s in path.suffixes if s != ".gz"]
-    builder = _TABLES.get(suffixes[-1] if suffixes else "")
-    if builder is None:
-        raise DataError(f"{where}: {path}: unknown format; known: {', '.join(_TABLES)}")
-    options: dict[str, Any] = {}
-    if suffixes[-1] == ".tsv":
-        options = {"sep": "\t", "quoting": 3}
-    try:
-        import tempfile
-
-        with tempfile.TemporaryDirectory() as cache:
-            loaded = datasets.load_dataset(
-                builder,
-                data_files=str(path),
-                split="train",
-                cache_dir=cache,
-                keep_in_memory=True,
-                **options,
-            )
-    except Exception as error:  # each reader has errors of its own
-        raise DataError(f"{where}: {path}: {_root_cause(error)}") from None
-    return loaded
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-
-
-def _load_hub(spec: CorpusSpec, where: str) -> Dataset:
-    try:
-        return datasets.load_dataset(
-            spec.hub, spec.config, split=spec.split, revision=spec.revision
-        )
-    except Exception as error:  # the hub's errors are many
-        raise DataError(f"{where}: hub data set {spec.hub}: {_root_cause(error)}") from None
-
-
-def _column(table: Dataset, path: str, where: str) -> list[str]:
+def _column(rows: Rows, path: str, where: str) -> list[str]:
     """A column of strings; `translation.en` reads a nested one."""
-    name, *inner = [path] if path in table.column_names else path.split(".")
-    if name not in table.column_names:
-        raise DataError(f'{where}: no column "{path}"{nearest(path, table.column_names)}')
     cells = []
-    for number, cell in enumerate(table[name], start=1):
-        for key in inner:
+    for place, row in rows:
+        cell: Any = row
+        for key in [path] if path in row else path.split("."):
             if not isinstance(cell, dict) or key not in cell:
-                raise DataError(f'{where}: row {number}: no "{key}" in column "{name}"')
+                near = nearest(key, cell) if isinstance(cell, dict) else ""
+                raise DataError(f'{where}: {place}: no column "{path}"{near}')
             cell = cell[key]
         if not isinstance(cell, str):
-            raise DataError(f'{where}: row {number}: column "{path}" has {cell!r}; text expected')
+            raise DataError(f'{where}: {place}: column "{path}" holds {cell!r}; text expected')
+        try:
+            cell.encode()
+        except UnicodeEncodeError:  # JSON can spell half a surrogate pair
+            raise DataError(
+                f'{where}: {place}: column "{path}" is not Unicode text: {cell!a}'
+            ) from None
         cells.append(cell)
     return cells
 
 
-def _read_synthetic(split: str, data: DataSpec, where: str) -> list[tuple[str, str]]:
-    from fusion.synthetic import generate
+def _load_file(spec: CorpusSpec, where: str) -> Rows:
+    """Rows of a table file, every cell of CSV and TSV as the text that is there."""
+    path = Path(str(spec.file))
+    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if kind not in TABLES:
+        raise DataError(f"{where}: {path}: unknown format; known: {', '.join(TABLES)}")
+    if kind == ".parquet":
+        return _load_parquet(path, spec, where)
+    if kind in (".csv", ".tsv"):
+        return _load_delimited(path, kind, where)
+    text = _read_text(path, where)
+    if kind == ".json" and text.lstrip().startswith("["):
+        chunks, places = [text], [str(path)]
+    else:
+        numbered = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        chunks, places = [line for _, line in numbered], [f"{path}:{n}" for n, _ in numbered]
+    rows: Rows = []
+    for place, chunk in zip(places, chunks, strict=True):
+        try:
+            value = json.loads(chunk)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: {place}: not JSON: {error}") from None
+        if isinstance(value, list) and kind == ".json":
+            rows += [(f"{path}: row {n}", row) for n, row in enumerate(value, 1)]
+        else:
+            rows.append((place, value))
+    for place, row in rows:
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: {place}: an object of columns expected; found {row!r:.60}")
+    return rows
 
-    splits = generate(data.synthetic_seed, data.synthetic_pairs).splits
-    if split not in splits:
-        raise DataError(f'{where}: no synthetic split "{split}"{nearest(split, splits)}')
-    return [(pair.source, pair.target) for pair in splits[split]]
+
+def _load_delimited(path: Path, kind: str, where: str) -> Rows:
+    lines = _read_lines(path, where)
+    if kind == ".tsv":
+        records = [(n, line.split("\t")) for n, line in enumerate(lines, 1)]
+    else:
+        reader = csv.reader((f"{line}\n" for line in lines), strict=True)
+        try:
+            records = [(reader.line_num, record) for record in reader]
+        except csv.Error as error:
+            raise DataError(f"{where}: {path}:{reader.line_num}: not CSV: {error}") from None
+    (_, header), *body = records
+    rows: Rows = []
+    for number, record in body:
+        cells = record if any(record) else [""] * len(header)
+        if len(cells) != len(header):
+            raise DataError(
+                f"{where}: {path}:{number}: {len(cells)} columns; the header has {len(header)}"
+            )
+        rows.append((f"{path}:{number}", dict(zip(header, cells, strict=True))))
+    return rows
+
+
+def _needed(names: list[str], spec: CorpusSpec, where: str, table: str) -> list[str]:
+    """Top-level columns to load, of all that a table has."""
+    columns = [str(spec.source), str(spec.target)]
+    tops = {path if path in names else path.split(".")[0]: path for path in columns}
+    for top, path in tops.items():
+        if top not in names:
+            raise DataError(f'{where}: {table}: no column "{path}"{nearest(path, names)}')
+    return list(tops)
+
+
+def _load_parquet(path: Path, spec: CorpusSpec, where: str) -> Rows:
+    _check_file(path, where)
+    try:
+        with parquet.ParquetFile(path) as file:
+            needed = _needed(file.schema_arrow.names, spec, where, str(path))
+            cells = file.read(needed).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{where}: {path}: cannot be read: {error}") from None
+    return [(f"{path}: row {n}", row) for n, row in enumerate(cells, 1)]
+
+
+def _load_hub(spec: CorpusSpec, where: str) -> Rows:
+    name = f"hub data set {spec.hub}"
+    try:
+        table = datasets.load_dataset(
+            spec.hub, spec.config, split=spec.split, revision=spec.revision
+        )
+    except Exception as error:  # the hub's errors are many
+        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        first = (str(error).splitlines() or [""])[0]
+        raise DataError(f"{where}: {name}: {type(error).__name__}: {first}") from None
+    needed = _needed(table.column_names, spec, where, name)
+    cells = table.select_columns(needed).to_list()
+    return [(f"{name}: row {n}", row) for n, row in enumerate(cells, 1)]
 
 
 def tokenise(
@@ -212,24 +302,41 @@ def tokenise(
     `lengths` is the row's number of ids in `input_ids`, `labels` and each encoder's column.
 
     Raises:
-        DataError: nothing is left, or a sentence is too long for an encoder.
+        DataError: nothing is left, or the processor refuses a pair (its number is named).
     """
 
-    def encode(rows: dict[str, list[str]]) -> dict[str, Any]:
-        columns = processor.encode_pairs(rows["source"], rows["target"])
-        names = ["input_ids", "labels", *sorted(n for n in columns if n.endswith("_input_ids"))]
-        lengths = [[len(columns[n][i]) for n in names] for i in range(len(rows["source"]))]
+    def encode(rows: dict[str, list[str]], indices: list[int]) -> dict[str, Any]:
+        try:
+            columns = processor.encode_pairs(rows["source"], rows["target"])
+        except DataError:
+            _blame(processor, rows, indices)
+            raise
+        names = ["input_ids", "labels", *(n for n in columns if n.endswith("_input_ids"))]
+        lengths = [[len(columns[n][i]) for n in names] for i in range(len(indices))]
         return {**columns, "lengths": lengths}
 
+    shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
-    encoded = corpus.map(encode, batched=True, keep_in_memory=True, load_from_cache_file=False)
-    report = FilterReport(read=len(corpus), kept=len(corpus))
+    try:
+        encoded = corpus.map(
+            encode,
+            batched=True,
+            with_indices=True,
+            keep_in_memory=True,
+            load_from_cache_file=False,
+            new_fingerprint=generate_random_fingerprint(),
+        )
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+    empty = getattr(corpus, "empty_dropped", 0)
+    report = FilterReport(read=len(corpus) + empty, kept=len(corpus), empty=empty)
     if filters is not None:
         keep = []
         for index, (source, target, *_) in enumerate(encoded["lengths"]):
             if max(source, target) > filters.max_length:
                 report.too_long += 1
-            elif max(source, target) / min(source, target) > filters.max_ratio:
+            elif max(source, target) > filters.max_ratio * min(source, target):
                 report.ratio += 1
             else:
                 keep.append(index)
@@ -237,6 +344,14 @@ def tokenise(
     if not len(encoded):
         raise DataError(f"data.filters leave no pair: {report}")
     return encoded, report
+
+
+def _blame(processor: PairEncoder, rows: dict[str, list[str]], indices: list[int]) -> None:
+    for index, source, target in zip(indices, rows["source"], rows["target"], strict=True):
+        try:
+            processor.encode_pairs([source], [target])
+        except DataError as error:
+            raise DataError(f"pair {index + 1}: {error}") from None
 
 
 class TokenBatchSampler(Sampler[list[int]]):
@@ -252,7 +367,7 @@ class TokenBatchSampler(Sampler[list[int]]):
         batch_tokens: the budget, per rank and micro-batch
 
     Raises:
-        DataError: a pair is longer than the budget.
+        DataError: no pairs, or a pair is longer than the budget.
     """
 
     def __init__(
@@ -266,32 +381,30 @@ class TokenBatchSampler(Sampler[list[int]]):
         accumulation: int = 1,
         shuffle: bool = True,
     ) -> None:
-        self.lengths = [list(row) for row in lengths]
+        self.lengths = [tuple(row) for row in lengths]
         self.seed, self.rank, self.world_size, self.shuffle = seed, rank, world_size, shuffle
         self.epoch = 0
+        if not self.lengths:
+            raise DataError("no pairs to make batches of")
         for index, row in enumerate(self.lengths):
             if max(row) > batch_tokens:
                 raise DataError(
-                    f"data.batch_tokens: {batch_tokens}, but pair {index + 1} has {max(row)} tokens; "
-                    "raise it or lower data.filters.max_length"
+                    f"data.batch_tokens: {batch_tokens}, but pair {index + 1} has {max(row)} "
+                    "tokens; raise it or lower data.filters.max_length"
                 )
-        self._keys = [(row[1], row[0], *row[2:]) for row in self.lengths]
-        order = sorted(range(len(lengths)), key=lambda i: (self._keys[i], i))
-        self._order = order
-        self._cuts = self._cut(order, batch_tokens)
+        self._order = _serpentine(range(len(self.lengths)), [(max(r), *r) for r in self.lengths])
+        self._cuts = self._cut(batch_tokens)
         multiple = world_size * accumulation
         self._total = -(-len(self._cuts) // multiple) * multiple
 
-    def _cut(self, order: list[int], budget: int) -> list[tuple[int, int]]:
+    def _cut(self, budget: int) -> list[tuple[int, int]]:
         cuts, start, longest = [], 0, 0
-        for position, index in enumerate(order):
-            widest = max(longest, *self.lengths[index])
-            if position > start and (position - start + 1) * widest > budget:
+        for position, index in enumerate(self._order):
+            longest = max(longest, *self.lengths[index])
+            if (position - start + 1) * longest > budget:
                 cuts.append((start, position))
-                start, widest = position, max(self.lengths[index])
-            longest = widest
-        cuts.append((start, len(order)))
-        return cuts
+                start, longest = position, max(self.lengths[index])
+        return [*cuts, (start, len(self._order))]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's shuffle."""
@@ -306,17 +419,14 @@ class TokenBatchSampler(Sampler[list[int]]):
         return iter((batches * repeats)[: self._total][self.rank :: self.world_size])
 
     def _batches(self) -> list[list[int]]:
-        order = list(self._order)
+        order = self._order
         rng = Random(f"{self.seed}:{self.epoch}")
         if self.shuffle:
-            start = 0
-            for position in range(1, len(order) + 1):
-                at_end = position == len(order)
-                if at_end or self._keys[order[position]] != self._keys[order[start]]:
-                    run = order[start:position]
-                    rng.shuffle(run)
-                    order[start:position] = run
-                    start = position
+            order = []
+            for _, equal in groupby(self._order, key=lambda index: self.lengths[index]):
+                run = list(equal)
+                rng.shuffle(run)
+                order += run
         batches = [order[start:end] for start, end in self._cuts]
         if self.shuffle:
             rng.shuffle(batches)
@@ -331,3 +441,30 @@ class TokenBatchSampler(Sampler[list[int]]):
             rows = [self.lengths[index] for index in self._order[start:end]]
             padded += len(rows) * sum(max(column) for column in zip(*rows, strict=True))
         return 1 - real / padded
+
+
+def _serpentine(indices: Iterable[int], keys: list[tuple[int, ...]], level: int = 0) -> list[int]:
+    """Sort by the keys, up and down in turn, so that neighbours differ little in every key.
+
+    In a plain sort the second key falls from its largest to its smallest value wherever the first
+    one rises, and a batch across that border is mostly padding.
+    """
+    if level == len(keys[0]):
+        return list(indices)
+    order: list[int] = []
+    ranked = sorted(indices, key=lambda index: keys[index][level])
+    for turn, (_, group) in enumerate(groupby(ranked, key=lambda index: keys[index][level])):
+        inner = _serpentine(group, keys, level + 1)
+        order += inner[::-1] if turn % 2 else inner
+    return order
+
+
+def collate(features: list[dict[str, Any]], pads: dict[str, int]) -> dict[str, Tensor]:
+    """Columns of `pads` as int64 tensors `[B, T]`, padded on the right with its values."""
+    batch = {}
+    for column, pad in pads.items():
+        lists = [feature[column] for feature in features]
+        width = max(len(ids) for ids in lists)
+        rows = [[*ids, *[pad] * (width - len(ids))] for ids in lists]
+        batch[column] = torch.tensor(rows, dtype=torch.int64)
+    return batch

@@ -488,7 +488,8 @@ def _anchor_corpus(corpus: Any, folder: Path, base: Any = None) -> Any:
 
 
 def _explain(error: ValidationError) -> list[str]:
-    lines = []
+    lines: list[str] = []
+    alternatives: dict[tuple[str, str], int] = {}
     for item in _of_the_meant_branch(error):
         location = [part for part in item["loc"] if not _is_union_tag(part)]
         key = _dotted(location)
@@ -500,14 +501,31 @@ def _explain(error: ValidationError) -> list[str]:
         elif item["type"] == "value_error":
             lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}")
         else:
-            found = item["input"]
-            kind = "a mapping" if isinstance(found, dict) else "a list"
-            shown = kind if isinstance(found, dict | list) and found else repr(found)
-            lines.append(f"{key}: {item['msg']}; found {shown}")
+            message = "should be a mapping" if item["type"] == "model_type" else item["msg"]
+            message = message.replace("Input should be", "should be")
+            place = (key, _shown(item["input"]))
+            if place in alternatives:
+                lines[alternatives[place]] += f" or {message.removeprefix('should be ')}"
+            else:
+                alternatives[place] = len(lines)
+                lines.append(f"{key}: found {place[1]}; {message}")
     return list(dict.fromkeys(lines))
 
 
-_OTHER_BRANCH = {"string_type", "list_type", "model_type", "int_type", "literal_error"}
+def _shown(found: Any) -> str:
+    if isinstance(found, dict) and found:
+        return "a mapping"
+    return "a list" if isinstance(found, list) and found else repr(found)
+
+
+_OTHER_BRANCH = {
+    "string_type",
+    "list_type",
+    "model_type",
+    "int_type",
+    "int_parsing",
+    "literal_error",
+}
 
 
 def _of_the_meant_branch(error: ValidationError) -> list[Any]:
@@ -533,7 +551,7 @@ def _is_union_tag(part: int | str) -> bool:
     """pydantic puts the branch of a union into the location; it is not a key of the recipe."""
     return isinstance(part, str) and (
         part in {"SentencePieceSpec", "CorpusSpec", "str", "int", "none"}
-        or part.startswith(("list[", "literal["))
+        or part.startswith(("list[", "literal[", "function-"))
     )
 
 
@@ -583,8 +601,9 @@ def _unknown_names(recipe: Recipe) -> list[str]:
             )
         if encoder.source.startswith("recipe:"):
             problems.append(f"encoders.{name}.source: recipe: is for hosts only")
+    read = {glue.encoder for glue in recipe.glue}
     for name in recipe.encoders:
-        if recipe.glue and name not in {glue.encoder for glue in recipe.glue}:
+        if read and name not in read and read <= set(recipe.encoders):
             problems.append(f"encoders.{name}: no glue reads it; remove it or add glue")
     if recipe.encoders and not recipe.glue:
         problems.append("glue: is missing: the encoders' memory would go nowhere")

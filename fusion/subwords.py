@@ -16,6 +16,8 @@ from fusion.errors import RecipeError
 from fusion.recipe import SentencePieceSpec
 
 EOS, UNK, PAD = "</s>", "<unk>", "<pad>"
+FILES = ("source.spm", "target.spm", "vocab.json", "tokenizer_config.json")
+LONGEST_LINE = 1 << 24  # bytes; SentencePiece's own limit of 4192 would leave lines out
 
 
 def train_tokenizer(
@@ -28,22 +30,17 @@ def train_tokenizer(
     """Train one model for both languages and write it as a MarianTokenizer directory.
 
     Ids: `</s>` 0, `<unk>` 1, the pieces, `<pad>` last (`vocab_size - 1`), as Marian's own models.
-    Written to a temporary name, then renamed.
+    Text that spells a special token is read as text. Written to a temporary name, then renamed.
 
     Raises:
-        RecipeError: the text is too small for `vocab_size`; says what would work.
+        RecipeError: `vocab_size` does not fit the text (says what would), there is no text, or
+            the directory holds something else.
     """
-    model = _train(spec, sentences)
+    model = _train(spec, [sentence for sentence in sentences if sentence.strip()])
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-    vocabulary = {EOS: 0, UNK: 1}
-    for index in range(pieces.get_piece_size()):
-        vocabulary.setdefault(pieces.id_to_piece(index), len(vocabulary))
-    vocabulary[PAD] = len(vocabulary)
-    temporary = directory.parent / f".{directory.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name in ("source.spm", "target.spm"):
-        (temporary / name).write_bytes(model)
+    learned = [pieces.id_to_piece(index) for index in range(pieces.get_piece_size())]
+    ordered = [EOS, UNK, *(p for p in learned if p not in (EOS, UNK, PAD)), PAD]
+    vocabulary = {piece: index for index, piece in enumerate(ordered)}
     settings = {
         "tokenizer_class": "MarianTokenizer",
         "source_lang": source_lang,
@@ -52,34 +49,72 @@ def train_tokenizer(
         "eos_token": EOS,
         "unk_token": UNK,
         "pad_token": PAD,
+        "split_special_tokens": True,
         "model_max_length": 512,
     }
-    (temporary / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False, indent=0))
-    (temporary / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    shutil.rmtree(directory, ignore_errors=True)
-    temporary.rename(directory)
+    contents = (
+        model,
+        model,
+        json.dumps(vocabulary, ensure_ascii=False, indent=0).encode(),
+        json.dumps(settings, indent=2).encode() + b"\n",
+    )
+    _write(directory, dict(zip(FILES, contents, strict=True)))
 
 
-def _train(spec: SentencePieceSpec, sentences: Iterable[str]) -> bytes:
+def _train(spec: SentencePieceSpec, sentences: list[str]) -> bytes:
+    if not sentences:
+        raise RecipeError("host.tokenizer: no text to train SentencePiece on")
+    # A text that spells <pad> must not make it a piece like any other.
+    reserved = [PAD] if any(PAD in sentence for sentence in sentences) else []
+    ours = 1 - len(reserved)
     written = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
             model_writer=written,
-            vocab_size=spec.vocab_size - 1,  # <pad> is ours
+            vocab_size=spec.vocab_size - ours,
             model_type=spec.model_type,
             character_coverage=spec.character_coverage,
+            control_symbols=reserved,
             bos_id=-1,
             pad_id=-1,
             eos_id=0,
             unk_id=1,
+            input_sentence_size=0,
+            max_sentence_length=LONGEST_LINE,
             num_threads=1,
             minloglevel=2,
         )
     except RuntimeError as error:
-        smaller = re.search(r"<=\s*(\d+)", str(error))
-        hint = f"the largest that works is {int(smaller[1]) + 1}" if smaller else str(error)
-        raise RecipeError(
-            f"host.tokenizer.vocab_size: {spec.vocab_size} pieces are too many for this text; {hint}"
-        ) from None
+        raise RecipeError(_explain(str(error), spec.vocab_size, ours)) from None
     return written.getvalue()
+
+
+def _explain(message: str, asked: int, ours: int) -> str:
+    """SentencePiece's message in the recipe's terms: `ours` pieces are added to its own."""
+    key = f"host.tokenizer.vocab_size: {asked} pieces are"
+    if most := re.search(r"value <= (\d+)", message):
+        return f"{key} too many for this text; the largest that works is {int(most[1]) + ours}"
+    if least := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        return (
+            f"{key} too few for the characters of this text; use at least "
+            f"{int(least[1]) + ours + 1}, or lower host.tokenizer.character_coverage"
+        )
+    return f"host.tokenizer: SentencePiece cannot train on this text: {message}"
+
+
+def _write(directory: Path, contents: dict[str, bytes]) -> None:
+    others = {path.name for path in directory.iterdir()} - set(FILES) if directory.is_dir() else ()
+    if others:
+        raise RecipeError(f"{directory}: holds no tokenizer of fusion's but {min(others)}; move it")
+    temporary = directory.parent / f".{directory.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        for name, content in contents.items():
+            (temporary / name).write_bytes(content)
+        shutil.rmtree(directory, ignore_errors=True)
+        temporary.rename(directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
