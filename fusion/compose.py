@@ -172,7 +172,9 @@ def host_directory(recipe: Recipe) -> Path:
     if below is not None:
         directory = model_directory(below)
         if not _is_trained(below):
-            raise SourceError(f"{recipe.host.source}: not trained yet (no {directory}); fusion train it")
+            raise SourceError(
+                f"{recipe.host.source}: not trained yet (no {directory}); fusion train it"
+            )
     else:
         directory = locate(recipe.host.source)
     if not directory.is_dir():
@@ -184,7 +186,9 @@ def _read_config(directory: Path, where: str) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(directory)
     except (OSError, ValueError, KeyError) as error:
-        raise SourceError(f"{where}: {directory}: no config: {str(error).splitlines()[0]}") from None
+        raise SourceError(
+            f"{where}: {directory}: no config: {str(error).splitlines()[0]}"
+        ) from None
     return config
 
 
@@ -276,7 +280,9 @@ def _check_limits(recipe: Recipe, model: FusedModel) -> None:
         own = position_limit(part.model)
         wanted = recipe.encoders[name].max_length
         if own is not None and wanted is not None and wanted > own:
-            raise RecipeError(f"encoders.{name}.max_length: the encoder has {own} positions; found {wanted}")
+            raise RecipeError(
+                f"encoders.{name}.max_length: the encoder has {own} positions; found {wanted}"
+            )
         part.limit = wanted or own or 1_000_000
         model.config.encoders[name]["limit"] = part.limit
 
@@ -288,7 +294,13 @@ def _parts(recipe: Recipe, model: FusedModel) -> list[_Part]:
     else:
         directory = host_directory(recipe)
         parts = [
-            _Part("host.", open_source(directory), str(host.source), dict(host.rules), dict(host.ignore))
+            _Part(
+                "host.",
+                open_source(directory),
+                str(host.source),
+                dict(host.rules),
+                dict(host.ignore),
+            )
         ]
     for name, spec in recipe.encoders.items():
         source = open_source(spec.source)

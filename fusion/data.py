@@ -15,11 +15,9 @@ from typing import Any, Literal, Protocol
 
 import datasets
 import pyarrow  # type: ignore[import-untyped]
-import torch
 from datasets import Dataset
 from datasets.fingerprint import generate_random_fingerprint
 from pyarrow import parquet
-from torch import Tensor
 from torch.utils.data import Sampler
 
 from fusion.errors import DataError, nearest
@@ -111,7 +109,7 @@ def _read_pairs(spec: CorpusSpec, data: DataSpec, where: str) -> _Pairs:
     if spec.file is not None:
         return _pick(_load_file(spec, where), spec, where)
     paths = {"source": Path(spec.source), "target": Path(spec.target)}
-    left, right = (_read_lines(path, where) for path in paths.values())
+    left, right = (read_lines(path, where) for path in paths.values())
     if len(left) != len(right):
         raise DataError(
             f"{where}: {spec.source} has {len(left)} lines and {spec.target} has {len(right)}; "
@@ -165,7 +163,7 @@ def _read_text(path: Path, where: str) -> str:
         ) from None
 
 
-def _read_lines(path: Path, where: str) -> list[str]:
+def read_lines(path: Path, where: str) -> list[str]:
     """Lines end at a newline only, whatever other separators the text contains."""
     lines = _read_text(path, where).split("\n")
     if not lines[-1]:
@@ -236,7 +234,7 @@ def _load_file(spec: CorpusSpec, where: str) -> Rows:
 
 
 def _load_delimited(path: Path, kind: str, where: str) -> Rows:
-    lines = _read_lines(path, where)
+    lines = read_lines(path, where)
     if kind == ".tsv":
         records = [(n, line.split("\t")) for n, line in enumerate(lines, 1)]
     else:
@@ -457,14 +455,3 @@ def _serpentine(indices: Iterable[int], keys: list[tuple[int, ...]], level: int 
         inner = _serpentine(group, keys, level + 1)
         order += inner[::-1] if turn % 2 else inner
     return order
-
-
-def collate(features: list[dict[str, Any]], pads: dict[str, int]) -> dict[str, Tensor]:
-    """Columns of `pads` as int64 tensors `[B, T]`, padded on the right with its values."""
-    batch = {}
-    for column, pad in pads.items():
-        lists = [feature[column] for feature in features]
-        width = max(len(ids) for ids in lists)
-        rows = [[*ids, *[pad] * (width - len(ids))] for ids in lists]
-        batch[column] = torch.tensor(rows, dtype=torch.int64)
-    return batch

@@ -350,7 +350,9 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         kwargs.pop("config", None)
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
         if args or kwargs:
-            raise ModelError(f"{directory}: from_pretrained takes no {', '.join(kwargs) or 'arguments'}")
+            raise ModelError(
+                f"{directory}: from_pretrained takes no {', '.join(kwargs) or 'arguments'}"
+            )
         model = load_model(directory)
         return model.to(dtype) if isinstance(dtype, torch.dtype) else model
 

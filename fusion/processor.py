@@ -112,9 +112,17 @@ class FusionProcessor:
         return columns
 
     def encode_pairs(self, sources: list[str], targets: list[str]) -> dict[str, list[list[int]]]:
-        """Ids of source and target text by column, not padded."""
-        labels = self.tokenizer(text_target=targets, verbose=False)["input_ids"]
-        return {**self.encode_sources(sources), "labels": labels}
+        """Ids of source and target text by column, not padded.
+
+        Pairs longer than the host's positions are left to the filters of the training data.
+        """
+        columns = {
+            "input_ids": self.tokenizer(sources, verbose=False)["input_ids"],
+            "labels": self.tokenizer(text_target=targets, verbose=False)["input_ids"],
+        }
+        for name, encoder in self.encoders.items():
+            columns[f"{name}_input_ids"] = encoder.encode(sources, name)
+        return columns
 
     def pad(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """A batch `[B, T]` per column, padded on the right, with the masks of what is read.
@@ -145,13 +153,17 @@ class FusionProcessor:
         if text_target is not None and len(text_target) != len(text):
             raise DataError(f"{len(text)} source and {len(text_target)} target texts")
         columns = (
-            self.encode_sources(text) if text_target is None else self.encode_pairs(text, text_target)
+            self.encode_sources(text)
+            if text_target is None
+            else self.encode_pairs(text, text_target)
         )
         return self.pad([{k: v[i] for k, v in columns.items()} for i in range(len(text))])
 
     def decode(self, sequences: Tensor | list[list[int]]) -> list[str]:
         """Text of generated ids, special tokens left out."""
-        options = {"use_source_tokenizer": False} if "Marian" in type(self.tokenizer).__name__ else {}
+        options = (
+            {"use_source_tokenizer": False} if "Marian" in type(self.tokenizer).__name__ else {}
+        )
         texts: list[str] = self.tokenizer.batch_decode(
             sequences, skip_special_tokens=True, clean_up_tokenization_spaces=False, **options
         )
@@ -171,7 +183,8 @@ class FusionProcessor:
             "max_length": self.max_length,
             "host": host,
             "encoders": {
-                name: {"limit": e.limit, "overflow": e.overflow} for name, e in self.encoders.items()
+                name: {"limit": e.limit, "overflow": e.overflow}
+                for name, e in self.encoders.items()
             },
         }
         (directory / "fusion_processor.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -170,7 +170,9 @@ def load_model(path: str | Path) -> FusedModel:
         model = FusedModel(read_config(directory))
     filled = load_weights(model, part_sources(model, directory))
     saved = directory / "ledger.json"
-    model.ledger = Ledger.from_json(saved.read_text(encoding="utf-8"), saved) if saved.is_file() else filled
+    model.ledger = (
+        Ledger.from_json(saved.read_text(encoding="utf-8"), saved) if saved.is_file() else filled
+    )
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
     model.eval()
@@ -228,7 +230,9 @@ class _Below(Source):
 
     def tensors(self) -> Mapping[str, object]:  # type: ignore[override]
         every = self.source.tensors()
-        return {n.removeprefix(self.prefix): i for n, i in every.items() if n.startswith(self.prefix)}
+        return {
+            n.removeprefix(self.prefix): i for n, i in every.items() if n.startswith(self.prefix)
+        }
 
     def read(self, name: str) -> Tensor:
         return self.source.read(self.prefix + name)
@@ -257,7 +261,9 @@ def verify_model(path: str | Path) -> list[str]:
     """
     directory = find_model(path)
     if not is_model(directory):
-        raise LedgerError(f"{directory}: no ledger.json; only a model that fusion saved can be verified")
+        raise LedgerError(
+            f"{directory}: no ledger.json; only a model that fusion saved can be verified"
+        )
     saved = directory / "ledger.json"
     ledger = Ledger.from_json(saved.read_text(encoding="utf-8"), saved)
     with parameters_on_meta():
@@ -286,7 +292,9 @@ def _verify_part(ledger: Ledger, prefix: str, source: Source) -> list[str]:
         elif entry.frozen and entry.digest != digest:
             problems.append(f"{name}: frozen, but no longer the bytes that were loaded")
     for entry in ledger:
-        mine = entry.name.startswith(prefix) if prefix else entry.name.startswith(("glue.", "mixes."))
+        mine = (
+            entry.name.startswith(prefix) if prefix else entry.name.startswith(("glue.", "mixes."))
+        )
         if mine and entry.saved_digest is not None and entry.name not in seen:
             problems.append(f"{entry.name}: was saved, but is not in {source.location}")
     return problems
@@ -327,7 +335,9 @@ def read_ledger(path: str | Path) -> Ledger:
     try:
         return Ledger.from_json(saved.read_text(encoding="utf-8"), saved)
     except OSError:
-        raise LedgerError(f"{saved}: no such file; fusion saves a ledger with every model") from None
+        raise LedgerError(
+            f"{saved}: no such file; fusion saves a ledger with every model"
+        ) from None
 
 
 def read_json(path: Path) -> dict[str, object]:

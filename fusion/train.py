@@ -1,11 +1,11 @@
 """Recipe -> a trained, evaluated, saved model; the same call again resumes or reports.
 
-    OUTPUT/recipe.json     the resolved recipe
-    OUTPUT/tokenizer/      SentencePiece, where the recipe trains one
-    OUTPUT/checkpoints/    transformers' checkpoints
-    OUTPUT/model/          the finished model
-    OUTPUT/translations/   the test sets, translated
-    OUTPUT/run.json        scores, updates, seconds, versions
+OUTPUT/recipe.json     the resolved recipe
+OUTPUT/tokenizer/      SentencePiece, where the recipe trains one
+OUTPUT/checkpoints/    transformers' checkpoints
+OUTPUT/model/          the finished model
+OUTPUT/translations/   the test sets, translated
+OUTPUT/run.json        scores, updates, seconds, versions
 """
 
 from __future__ import annotations
@@ -104,6 +104,16 @@ def run(recipe: Recipe, say: Say = lambda text: None) -> RunResult:
     return _finish(recipe, trainer, watch, composition, corpora, say)
 
 
+def build_composition(recipe: Recipe, say: Say = lambda text: None) -> Composition:
+    """Compose a recipe without training it; its tokenizer is trained first where it has none."""
+    tokenizer = None
+    if isinstance(recipe.host.tokenizer, SentencePieceSpec):
+        data = recipe.data
+        text = read_corpus(data.train, data, "data.train", empty=data.filters.empty)
+        tokenizer = host_tokenizer(recipe, text, say)
+    return compose(recipe, tokenizer)
+
+
 def finished_run(recipe: Recipe) -> RunResult | None:
     """The result of a recipe that has been trained, or None.
 
@@ -138,7 +148,9 @@ def _check_same_recipe(recipe: Recipe, output: Path) -> None:
 def _claim(recipe: Recipe, output: Path) -> None:
     """Write down which recipe this output belongs to; on the first rank only."""
     if output.exists() and not (output / "recipe.json").is_file() and any(output.iterdir()):
-        raise TrainingError(f"{output}: exists and holds no fusion run; set output: to another place")
+        raise TrainingError(
+            f"{output}: exists and holds no fusion run; set output: to another place"
+        )
     if PartialState().is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         content = {"digest": recipe.digest(), "recipe": recipe.model_dump(mode="json")}
@@ -242,9 +254,7 @@ def _dev_metrics(
     return {"bleu": round(result.bleu.score, 4), "chrf": round(result.chrf.score, 4)}
 
 
-def training_arguments(
-    recipe: Recipe, model: FusedModel
-) -> tuple[Seq2SeqTrainingArguments, float]:
+def training_arguments(recipe: Recipe, model: FusedModel) -> tuple[Seq2SeqTrainingArguments, float]:
     """transformers' arguments of a recipe, with our defaults, and the label smoothing.
 
     Raises:

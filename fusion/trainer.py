@@ -205,7 +205,9 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             )
         return self.optimizer
 
-    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None
+    ) -> None:
         if not self.args.should_save:
             return
         fused: FusedModel = self.accelerator.unwrap_model(self.model)
@@ -220,7 +222,9 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             if folder.is_dir():
                 (folder / COMPLETE).touch()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
@@ -258,7 +262,9 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    return sorted((p for p in folder.glob("checkpoint-*") if (p / COMPLETE).is_file()), key=_update_of)
+    return sorted(
+        (p for p in folder.glob("checkpoint-*") if (p / COMPLETE).is_file()), key=_update_of
+    )
 
 
 def _update_of(path: Path) -> int:

@@ -70,7 +70,9 @@ def translate_stream(
         try:
             block.append(raw.decode("utf-8").rstrip("\r\n"))
         except UnicodeDecodeError as error:
-            raise DataError(f"line {number}: not UTF-8: {error.reason} at byte {error.start}") from None
+            raise DataError(
+                f"line {number}: not UTF-8: {error.reason} at byte {error.start}"
+            ) from None
         if len(block) == buffer_size:
             first = number - len(block) + 1
             yield from translate(model, processor, block, first_line=first, **generate)

@@ -304,7 +304,9 @@ def verify_total(module: nn.Module, ledger: Ledger) -> None:
         roots = {ledger[name].tied_to or name for name in names if name in ledger.entries}
         if len(roots) > 1:
             problems.append(f"{', '.join(names)}: one tensor, but the ledger has them apart")
-    problems += [f"{name}: in the ledger, not in the model" for name in ledger.entries if name not in seen]
+    problems += [
+        f"{name}: in the ledger, not in the model" for name in ledger.entries if name not in seen
+    ]
     for entry in ledger:
         if entry.tied_to is not None and entry.name in seen:
             here, leaf = _owner(module, entry.name)

@@ -9,13 +9,12 @@ from typing import Any
 import datasets
 import pyarrow
 import pytest
-import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from fusion.data import FilterReport, TokenBatchSampler, collate, read_corpus, tokenise
+from fusion.data import FilterReport, TokenBatchSampler, read_corpus, tokenise
 from fusion.errors import DataError
 from fusion.recipe import CorpusSpec, DataSpec, FilterSpec
 
@@ -404,12 +403,3 @@ def test_real_text_has_at_most_5_percent_padding(tmp_path: Path) -> None:
     assert report.kept == 29000
     for budget, limit in ((2048, 0.03), (4096, 0.05)):
         assert TokenBatchSampler(encoded["lengths"], budget, seed=1).padding <= limit
-
-
-def test_collate_pads_each_column_on_the_right_with_its_value() -> None:
-    rows = [{"input_ids": [1, 2, 3], "labels": [4], "x": 0}, {"input_ids": [5], "labels": [6, 7]}]
-    batch = collate(rows, {"input_ids": 9, "labels": -100})
-    assert list(batch) == ["input_ids", "labels"]
-    assert torch.equal(batch["input_ids"], torch.tensor([[1, 2, 3], [5, 9, 9]]))
-    assert torch.equal(batch["labels"], torch.tensor([[4, -100], [6, 7]]))
-    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}

@@ -77,7 +77,10 @@ class EncoderPart(nn.Module):
             return self._encode(ids, mask)
         parts = []
         for start in range(0, ids.shape[1], self.limit):
-            window, window_mask = ids[:, start : start + self.limit], mask[:, start : start + self.limit]
+            window, window_mask = (
+                ids[:, start : start + self.limit],
+                mask[:, start : start + self.limit],
+            )
             rows = window_mask.any(dim=1)
             encoded = self._encode(window[rows], window_mask[rows])
             batch = encoded.dim() - 3

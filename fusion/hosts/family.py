@@ -47,7 +47,9 @@ class Family:
         known = {*config_class().to_dict(), *config_class.attribute_map}
         for key in options:
             if key not in known:
-                raise RecipeError(f'host.new: {config_class.__name__} has no "{key}"{nearest(key, known)}')
+                raise RecipeError(
+                    f'host.new: {config_class.__name__} has no "{key}"{nearest(key, known)}'
+                )
         try:
             config: PretrainedConfig = config_class(**options)
         except Exception as error:  # each config class has validators of its own
@@ -105,7 +107,9 @@ def _alternatives(text: str) -> list[str]:
     inside, closing, after = rest.partition("}")
     if not brace or not closing:
         return [text]
-    return [a for choice in inside.split(",") for a in _alternatives(before + choice.strip() + after)]
+    return [
+        a for choice in inside.split(",") for a in _alternatives(before + choice.strip() + after)
+    ]
 
 
 def _matches(text: str, site: str) -> bool:

@@ -7,7 +7,7 @@ its type still hold, and taking the glue out is giving it its class back.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class _Sited:
         return (output, *(rest or ()))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sited_class(base: type[nn.Module]) -> type[nn.Module]:
     return type(base.__name__, (_Sited, base), {"__module__": base.__module__})
 

@@ -1,0 +1,342 @@
+"""The command line: one function call per command; a user's mistake is one message and exit 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fusion.errors import DataError, FusionError
+from fusion.recipe import Recipe, load_recipe, recipe_schema
+from fusion.registry import ALL
+
+if TYPE_CHECKING:
+    from fusion.compose import RecipePlan
+    from fusion.ledger import Entry, Ledger
+    from fusion.model import FusedModel
+    from fusion.processor import FusionProcessor
+    from fusion.train import RunResult
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Composite NMT models: a host, pretrained encoders and glue; every tensor accounted for.",
+)
+out = Console(soft_wrap=True)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[a.b=value ...]", help="override keys of the recipe")
+]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="a saved model, or a run's output")]
+AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
+Beams = Annotated[int | None, typer.Option(min=1, help="beam size; default: the model's own")]
+
+
+@app.command()
+def plan(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Say where every tensor will come from; reads configs and headers, no weights."""
+    loaded = load_recipe(recipe, overrides)
+    from fusion import compose
+
+    planned = compose.plan(loaded)
+    if as_json:
+        from dataclasses import asdict
+
+        print(json.dumps(asdict(planned), indent=2))
+    else:
+        _print_plan(planned)
+    if planned.problems:
+        raise FusionError("\n".join(planned.problems))
+
+
+@app.command()
+def build(
+    recipe: RecipeFile,
+    output: Annotated[Path, typer.Option("-o", "--output", help="directory of the model")],
+    overrides: Overrides = None,
+) -> None:
+    """Compose a recipe's model and save it, untrained."""
+    loaded = load_recipe(recipe, overrides)
+    from fusion.saved import save_model
+    from fusion.train import build_composition
+
+    composition = build_composition(loaded)
+    save_model(composition.model, output, composition.processor)
+    out.print(_ledger_table(composition.ledger))
+    out.print(f"saved in {output}")
+
+
+@app.command()
+def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Compose, train, evaluate and save; the same command again resumes."""
+    loaded = load_recipe(recipe, overrides)
+    from fusion.compose import host_recipe
+    from fusion.train import finished_run, run
+
+    first = int(os.environ.get("RANK", "0")) == 0
+    result = run(loaded, say=_say if first else _hush)
+    if first:
+        below = host_recipe(loaded)
+        _print_run(loaded, result, finished_run(below) if below is not None else None)
+
+
+@app.command()
+def translate(
+    model: Model,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="default: stdin")] = None,
+    beams: Beams = None,
+    buffer_size: Annotated[int, typer.Option(min=1, help="lines translated at a time")] = 1000,
+) -> None:
+    """Translate raw text: a line in, a line out, in order."""
+    loaded, processor = _load(model)
+    from fusion.translate import translate_stream
+
+    settings = {} if beams is None else {"num_beams": beams}
+    try:
+        stream = sys.stdin.buffer if file is None else file.open("rb")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+    if file is None and sys.stdin.isatty():
+        buffer_size = 1
+    with stream:
+        lines = translate_stream(loaded, processor, stream, buffer_size=buffer_size, **settings)
+        for line in lines:
+            sys.stdout.buffer.write(line.encode("utf-8") + b"\n")
+            sys.stdout.buffer.flush()
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    source: Annotated[Path, typer.Option(help="source text, one sentence a line")],
+    reference: Annotated[Path, typer.Option(help="its reference translation")],
+    compare: Annotated[
+        Path | None, typer.Option(help="another output, for a paired bootstrap test")
+    ] = None,
+    beams: Beams = None,
+    as_json: AsJson = False,
+) -> None:
+    """Translate and score with sacreBLEU: BLEU and chrF with their signatures."""
+    from fusion.data import read_lines
+    from fusion.evaluate import compare as compare_outputs
+    from fusion.evaluate import score
+
+    sources, references = read_lines(source, "--source"), read_lines(reference, "--reference")
+    other = read_lines(compare, "--compare") if compare is not None else None
+    if len(sources) != len(references):
+        raise DataError(f"{source} has {len(sources)} lines and {reference} has {len(references)}")
+    loaded, processor = _load(model)
+    from fusion.translate import translate as translate_lines
+
+    settings = {} if beams is None else {"num_beams": beams}
+    texts = translate_lines(loaded, processor, sources, **settings)
+    language = getattr(processor.tokenizer, "target_lang", None)
+    result = score(texts, references, language)
+    content: dict[str, Any] = result.to_json()
+    if other is not None:
+        content["comparison"] = compare_outputs(
+            texts, other, references, target_lang=language
+        ).to_json()
+    if as_json:
+        print(json.dumps(content, indent=2))
+        return
+    for item in (result.bleu, result.chrf):
+        out.print(f"{item.name} {item.score:.2f}  {item.signature}", highlight=False)
+    for name, item in content.get("comparison", {}).items():
+        out.print(f"{name} against {compare}: {item}", highlight=False)
+
+
+@app.command()
+def inspect(
+    model: Model,
+    tensor: Annotated[str | None, typer.Option(help="one tensor by name")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the ledger: where every tensor came from."""
+    from fusion.saved import read_ledger
+
+    ledger = read_ledger(model)
+    if tensor is not None:
+        if tensor not in ledger.entries:
+            from fusion.errors import nearest
+
+            raise FusionError(f'no tensor "{tensor}"{nearest(tensor, ledger.entries)}')
+        _print_entry(ledger[tensor])
+    elif as_json:
+        print(ledger.to_json(), end="")
+    else:
+        out.print(_ledger_table(ledger))
+        for name, reason in ledger.ignored.items():
+            out.print(f"left out: {name}: {reason}", highlight=False)
+
+
+@app.command()
+def verify(model: Model) -> None:
+    """Check by digest that saved tensors are what the ledger says, and frozen ones their source."""
+    from fusion.saved import read_ledger, verify_model
+
+    problems = verify_model(model)
+    if problems:
+        raise FusionError("\n".join(problems))
+    ledger = read_ledger(model)
+    frozen = sum(entry.frozen and entry.digest is not None for entry in ledger)
+    out.print(f"{model}: all {len(ledger)} tensors are what the ledger says; {frozen} frozen")
+
+
+@app.command(name="list")
+def list_names() -> None:
+    """Hosts, encoders, glue, sources and inits, and where each comes from."""
+    table = Table("kind", "name", "from")
+    broken = []
+    for registry in ALL:
+        for row in registry.listing():
+            table.add_row(row.kind, row.name, row.error or row.origin)
+            broken += [row.error] if row.error is not None else []
+    out.print(table)
+    if broken:
+        raise FusionError("\n".join(broken))
+
+
+@app.command(name="recipe-schema")
+def print_schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    print(json.dumps(recipe_schema(), indent=2))
+
+
+def main() -> NoReturn:
+    """Run the command line."""
+    try:
+        app(standalone_mode=False)
+    except FusionError as error:
+        _fail(str(error))
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except BrokenPipeError:
+        os._exit(141)
+    except Exception as error:
+        message = getattr(error, "format_message", None)  # click's usage errors
+        if message is None:
+            raise
+        _fail(message())
+    sys.exit(0)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"fusion: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _hush(text: str) -> None:
+    """The other ranks say nothing."""
+
+
+def _load(path: Path) -> tuple[FusedModel, FusionProcessor]:
+    from fusion.saved import find_model
+
+    directory = find_model(path)
+    import torch
+
+    from fusion.processor import FusionProcessor
+    from fusion.saved import load_model
+
+    model = load_model(directory)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model, FusionProcessor.from_pretrained(directory)
+
+
+def _print_plan(planned: RecipePlan) -> None:
+    """One column per part, so that it fits a terminal."""
+    table = Table("", *(part.name for part in planned.parts), title=planned.name)
+    table.add_row("class", *(part.module_class for part in planned.parts))
+    table.add_row("source", *(part.source for part in planned.parts))
+    table.add_row("digest", *((part.digest or "-")[:12] for part in planned.parts))
+    for count in ("loaded", "initialised", "tied", "computed", "ignored"):
+        table.add_row(count, *(str(part.tensors.get(count, 0)) for part in planned.parts))
+    for key in ("trainable", "frozen"):
+        table.add_row(key, *(f"{getattr(part, key):,}" for part in planned.parts))
+    memory = (f"{part.memory_bytes / 2**20:,.0f} MiB" for part in planned.parts)
+    table.add_row("memory", *memory)
+    out.print(table)
+    for part in planned.parts:
+        for name, reason in part.ignored.items():
+            out.print(f"left out of {part.name}: {name}: {reason}", highlight=False)
+    for note in planned.notes:
+        out.print(f"note: {note}", highlight=False)
+    out.print("digest: of names, shapes and dtypes; memory: weights, gradients and Adam, fp32")
+
+
+def _ledger_table(ledger: Ledger) -> Table:
+    """Entries grouped by part, origin and source."""
+    groups: dict[tuple[str, str, str], list[Entry]] = {}
+    for entry in ledger:
+        part = ".".join(entry.name.split(".")[: 2 if entry.name.startswith("encoders.") else 1])
+        what = entry.source or entry.rule or ("its own part" if entry.tied_to else "-")
+        groups.setdefault((part, str(entry.origin), what), []).append(entry)
+    table = Table("part", "origin", "from", "tensors", "trainable", "frozen")
+    for (part, origin, what), entries in groups.items():
+        trainable, frozen = ledger.parameters(entries)
+        table.add_row(part, origin, what, str(len(entries)), f"{trainable:,}", f"{frozen:,}")
+    return table
+
+
+def _print_entry(entry: Entry) -> None:
+    from dataclasses import asdict
+
+    for key, value in asdict(entry).items():
+        if value not in (None, ()):
+            out.print(f"{key}: {value}", highlight=False)
+
+
+def _print_run(recipe: Recipe, result: RunResult, host: RunResult | None) -> None:
+    """Scores (beside the host's), ten samples, the ledger, and where everything is."""
+    from fusion.saved import read_ledger
+
+    compared = host is not None and host.tests.keys() >= result.tests.keys()
+    heads = ["test set"] + [f"{who} {metric}" for who in ([host.name] if compared and host else [])
+                            + [result.name] for metric in ("BLEU", "chrF")]  # fmt: skip
+    table = Table(*heads)
+    for test, scores in result.tests.items():
+        sides = ([host.tests[test]] if compared and host is not None else []) + [scores]
+        cells = [f"{side[metric]['score']:.2f}" for side in sides for metric in ("bleu", "chrf")]
+        table.add_row(test, *cells)
+    out.print(table)
+    _print_samples(recipe, result, host if compared else None)
+    out.print(_ledger_table(read_ledger(result.model)))
+    out.print(
+        f"{result.updates} updates, {result.seconds:.0f} s; model: {result.model}; "
+        f"scores: {result.directory / 'run.json'}",
+        highlight=False,
+    )
+
+
+def _print_samples(recipe: Recipe, result: RunResult, host: RunResult | None) -> None:
+    from fusion.data import read_corpus
+
+    shown = 0
+    tests = list(recipe.data.tests)
+    for number, test in enumerate(tests):
+        corpus = read_corpus(recipe.data.tests[test], recipe.data, f"data.tests.{test}")
+        share = (10 - shown) // (len(tests) - number)
+        for index in range(min(share, len(corpus))):
+            out.print(f"[{test}] {corpus[index]['source']}", highlight=False, markup=False)
+            out.print(f"  reference: {corpus[index]['target']}", highlight=False, markup=False)
+            if host is not None:
+                own = host.translations(test)[index]
+                out.print(f"  {host.name}: {own}", highlight=False, markup=False)
+            own = result.translations(test)[index]
+            out.print(f"  {result.name}: {own}", highlight=False, markup=False)
+            shown += 1
