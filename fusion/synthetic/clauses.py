@@ -21,6 +21,7 @@ from fusion.synthetic.phrases import (
     NAMES,
     NEVER_YET,
     NOW,
+    OFTEN,
     ON,
     OPINIONS,
     TENSE_TIMES,
@@ -104,7 +105,7 @@ def quantified(nominal: g.Nominal | None) -> bool:
     return nominal.determiner in quantifiers
 
 
-def is_animal(nominal: g.Nominal) -> bool:
+def _is_animal(nominal: g.Nominal) -> bool:
     return isinstance(nominal, NounPhrase) and nominal.noun.kind == "animal"
 
 
@@ -113,7 +114,7 @@ def _personal(nominal: g.Nominal) -> bool:
     return not isinstance(nominal, NounPhrase) or nominal.noun.kind in PERSON
 
 
-def indefinite(nominal: g.Nominal) -> bool:
+def _indefinite(nominal: g.Nominal) -> bool:
     return isinstance(nominal, NounPhrase) and not nominal.definite
 
 
@@ -144,14 +145,10 @@ class ClauseSampler(Sampler):
             case "dat":
                 return Clause(subject, verb, tense, dative=self.object(frame.objects, subject))
             case "ditr":
-                receiver = self.receiver(subject)
-                return Clause(
-                    subject,
-                    verb,
-                    tense,
-                    dative=receiver,
-                    accusative=self.phrase(frame.objects),
-                )
+                receiver, gift = self.receiver(subject), self.phrase(frame.objects)
+                if receiver is closed.SHE and gift.determiner is closed.A:
+                    raise Discard  # `her cups` would be somebody's
+                return Clause(subject, verb, tense, dative=receiver, accusative=gift)
             case "prep":
                 assert frame.preposition
                 english, german, case = frame.preposition
@@ -163,7 +160,7 @@ class ClauseSampler(Sampler):
             case "dir":
                 kinds: tuple[str, ...]
                 preposition, kinds = (TO, _TO_PLACES) if self.chance(0.6) else (INTO, _INTO_PLACES)
-                if is_animal(subject):
+                if _is_animal(subject):
                     kinds = tuple(k for k in kinds if k not in ("building", "room", "station"))
                 target = PrepPhrase(preposition, self.phrase(kinds, plain=True))
                 return Clause(subject, verb, tense, target=target)
@@ -184,7 +181,7 @@ class ClauseSampler(Sampler):
         return self.phrase(PERSON, plain=True) if self.chance(0.85) else g.Name(self.one(NAMES))
 
     def location_for(self, verb: Verb, subject: g.Nominal) -> PrepPhrase:
-        if is_animal(subject):
+        if _is_animal(subject):
             outdoors = self.weighted(_OUTDOORS)
             return PrepPhrase(outdoors[0], self.phrase((outdoors[1],), plain=True))
         if verb.de in ("wohnen", "bleiben", "arbeiten", "tanzen", "spielen"):
@@ -212,8 +209,11 @@ class ClauseSampler(Sampler):
         elif tense is Tense.PAST and not c.verb.stative and self.chance(0.08):
             past_modals = (closed.CAN, closed.MUST, closed.WANT)
             changes["modal"] = self.one(past_modals if _personal(c.subject) else past_modals[:2])
+            changes.pop("frequency", None)
         others = (c.subject, c.accusative, c.dative, c.target.nominal if c.target else None)
-        vague = indefinite(c.subject) or any(quantified(o) for o in others)
+        vague = _indefinite(c.subject) or any(quantified(o) for o in others)
+        if vague and "frequency" in changes:
+            changes["frequency"] = OFTEN
         plain_tense = tense in (Tense.PRESENT, Tense.PAST, Tense.FUTURE)
         modal = changes.get("modal")
         if (

@@ -159,7 +159,6 @@ def _copula(base: str, past: str, done: str, ing: str, german_forms: str, sein: 
 
 BE = _copula("be", "was", "been", "being", "sein,,ist,bist,gewesen,war", True)
 BECOME = _copula("become", "became", "become", "becoming", "werden,,wird,wirst,geworden,", True)
-REMAIN = _copula("remain", "remained", "remained", "remaining", "bleiben,,,,geblieben,", True)
 LOOK = _copula("look", "looked", "looked", "looking", "sehen,aus,sieht,siehst,ausgesehen,", False)
 
 

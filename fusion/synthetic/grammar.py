@@ -317,7 +317,7 @@ def english(c: Clause, order: Order) -> str:
         words.append("to " + _english_infinitive(c.infinitive))
     if c.content:
         words += [c.content[0].en, english(c.content[1], Order.SUBORDINATE)]
-    return " ".join(filter(None, words))
+    return " ".join(filter(None, words)).replace("can not", "cannot")
 
 
 def _english_infinitive(c: Clause) -> str:
@@ -354,20 +354,25 @@ def _german_verb(c: Clause) -> tuple[str, list[str]]:
 _EARLY = ("manchmal", "meistens")
 
 
-def _german_middle(c: Clause, subject: bool, moved: object) -> list[str]:
-    """The middle field: pronouns, time, definite, frequency, indefinite, nicht, manner, place."""
+def _german_middle(c: Clause, subject: bool, moved: object, inverted: bool = False) -> list[str]:
+    """The middle field: pronouns, time, definite, frequency, indefinite, nicht, manner, place.
+
+    After inversion, pronouns precede a subject that is none (gestern hat mir der Mann geholfen).
+    """
     accusative = c.accusative if c.accusative is not moved else None
     dative = c.dative if c.dative is not moved else None
     negated = c.negated
     if negated and isinstance(accusative, NounPhrase) and accusative.determiner is A:
         accusative = NounPhrase(accusative.noun, NOT_A, accusative.adjectives, accusative.plural)
         negated = False
-    words = [c.subject.german("nom")] if subject else []
-    if c.verb.reflexive:
-        who = c.subject.reflexive if isinstance(c.subject, Pronoun) else "sich"
-        words.append(who)
     objects: list[tuple[Nominal | None, Case]] = [(accusative, "acc"), (dative, "dat")]
-    words += [o.german(k) for o, k in objects if o and o.pronominal]
+    pronouns = [o.german(k) for o, k in objects if o and o.pronominal]
+    if c.verb.reflexive:
+        pronouns = [c.subject.reflexive if isinstance(c.subject, Pronoun) else "sich", *pronouns]
+    words = [c.subject.german("nom")] if subject else []
+    # `hat sie der Mann` could be read with `sie` as subject, so that `sie` and `es` stay behind.
+    first = inverted and not c.subject.pronominal and not {"sie", "es"} & set(pronouns)
+    words = [*pronouns, *words] if first else [*words, *pronouns]
     early = c.frequency is not None and c.frequency.de in _EARLY
     words += [c.time.de] if c.time and c.time is not c.front else []
     words += [c.frequency.de] if c.frequency and early else []
@@ -411,14 +416,16 @@ def german(c: Clause, order: Order) -> str:
             first = c.subject.german("nom")
             middle = _german_middle(c, subject=False, moved=moved)
         else:
-            middle = _german_middle(c, subject=True, moved=moved)
+            middle = _german_middle(c, subject=True, moved=moved, inverted=True)
         words = [first, finite, *middle, prefix, *closing]
     return " ".join(filter(None, [*words, *_german_tail(c)]))
 
 
 def sentence(text: str, end: str = ".") -> str:
     """Capitalise, close with `end`, and settle the commas that met on the way."""
-    text = re.sub(r"\s+,", ",", f"{text}{end}")
-    text = re.sub(r",(\s*,)+", ",", text)
-    text = re.sub(r",\s*([.?!])", r"\1", text)
+    text += end
+    if "," in text:
+        text = re.sub(r"\s+,", ",", text)
+        text = re.sub(r",(\s*,)+", ",", text)
+        text = re.sub(r",\s*([.?!])", r"\1", text)
     return text[0].upper() + text[1:]

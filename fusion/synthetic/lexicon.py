@@ -468,7 +468,7 @@ ADJECTIVES = """
     easy einfach HARD
     wide breit BROAD > wider breiter
     loud laut device music child dog party street > louder lauter
-    lazy faul person family cat > more fauler
+    lazy faul person family cat > lazier fauler
     brave mutig person soldier brother knight > braver mutiger
     dangerous gefährlich PERILOUS > more gefährlicher
     wonderful wunderbar text song event idea weather area music
@@ -538,7 +538,7 @@ ADJECTIVES = """
     honest ehrlich PERSON
     strange seltsam text idea ANIMATE song
     huge riesig animal building nature vehicle cake
-    funny lustig text film person family > more lustiger
+    funny lustig text film person family > funnier lustiger
     crazy verrückt PERSON idea plan
     sharp scharf BLADE
     soft weich COSY

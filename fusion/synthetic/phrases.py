@@ -49,6 +49,7 @@ TENSE_TIMES = {
 FREQUENCIES = _phrases(
     """often=oft; always=immer; never=nie; sometimes=manchmal; rarely=selten; usually=meistens"""
 )
+OFTEN = Phrase("often", "oft")
 NEVER_YET = _phrases("already=schon; never=nie; often=oft")
 MANNERS = _phrases(
     """well=gut; slowly=langsam; alone=allein; together=zusammen; loudly=laut; badly=schlecht;
@@ -56,6 +57,7 @@ MANNERS = _phrases(
 )
 # Before a noun, English has no `a too old car`.
 ATTRIBUTIVE_DEGREES = _phrases("very=sehr; really=wirklich")
+VERY = Phrase("very", "sehr")
 DEGREES = _phrases("very=sehr; very=sehr; too=zu; really=wirklich; quite=ziemlich; so=so")
 OPINIONS = _phrases(
     """unfortunately,=leider; perhaps=vielleicht; of course,=natürlich; fortunately,=zum Glück"""

@@ -91,8 +91,12 @@ class Sampler:
         return options[int(self._rng.random() * len(options))]
 
     def weighted(self, options: Sequence[tuple[T, int]]) -> T:
-        bounds = list(accumulate(weight for _, weight in options))
-        return options[bisect_right(bounds, self._rng.random() * bounds[-1])][0]
+        spot = self._rng.random() * sum([weight for _, weight in options])
+        for option, weight in options:
+            spot -= weight
+            if spot < 0:
+                return option
+        return options[-1][0]
 
     def zipf(self, key: object, options: Callable[[], list[tuple[T, float]]]) -> T:
         """Draw from the weighted list that `key` names; built once."""
@@ -109,6 +113,11 @@ class Sampler:
             raise Discard
         return chosen  # type: ignore[return-value]
 
+    def require_focus(self) -> None:
+        """Give up a draw that has missed the focus before its words are spelt out."""
+        if self._focus is not None and not self._focused:
+            raise Discard
+
     def noun(self, kinds: tuple[str, ...]) -> Noun:
         """A noun of these kinds that the sentence doesn't have yet."""
         focus = self._focus
@@ -116,7 +125,8 @@ class Sampler:
             self._focused = True
             self._used.append(focus)
             return focus
-        for _ in range(9):
+        described = focus if isinstance(focus, Adjective) and not self._focused else None
+        for attempt in range(9):
             noun = self.zipf(
                 ("noun", kinds),
                 lambda: [
@@ -125,6 +135,8 @@ class Sampler:
                     if not n.rare and matches(n, kinds)
                 ],
             )
+            if described and attempt < 4 and not matches(noun, described.kinds):
+                continue
             if noun not in self._used:
                 self._used.append(noun)
                 return noun

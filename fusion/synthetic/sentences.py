@@ -1,6 +1,7 @@
 """Draw sentences: the constructions, from statements to relative clauses."""
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from fusion.synthetic.lexicon import (
     VERB_LIST,
     Adjective,
     Lexeme,
+    forms,
 )
 from fusion.synthetic.phrases import (
     BECAUSE_OF,
@@ -25,6 +27,7 @@ from fusion.synthetic.phrases import (
     OPINIONS,
     TENSE_TIMES,
     THAT,
+    VERY,
     WEATHER,
     WHEN,
     WHEN_PAST,
@@ -105,15 +108,18 @@ class SentenceSampler(ClauseSampler):
     def draw_with(self, focus: Lexeme, instead_of: Lexeme | None = None) -> EnglishGerman:
         """A sentence that contains `focus`, once, and not `instead_of`."""
         self._focus, self._replaced = focus, instead_of
+        wanted = frozenset(forms(focus))
         try:
             while True:
                 pair = self.draw()
-                if self._focused:
+                said = wanted.intersection(re.findall(r"\w+", pair[0].lower()))
+                if self._focused and said:
                     return pair
         finally:
             self._focus = self._replaced = None
 
     def say(self, c: Clause, order: Order = Order.MAIN, end: str = ".") -> EnglishGerman:
+        self.require_focus()
         return (
             g.sentence(g.english(c, order), end),
             g.sentence(g.german(c, order), end),
@@ -133,7 +139,9 @@ class SentenceSampler(ClauseSampler):
         c = self.copular(self.weighted(((Tense.PRESENT, 70), (Tense.PAST, 30))))
         if c.predicate and self.chance(0.12) and not quantified(c.subject) and c.verb is closed.BE:
             if isinstance(c.predicate, g.Quality) and not c.predicate.than:
-                c = changed(c, {"negated": True})
+                # Not `nicht ziemlich alt`.
+                plain = replace(c.predicate, degree=VERY if c.predicate.degree else None)
+                c = changed(c, {"negated": True, "predicate": plain})
         elif c.predicate and isinstance(c.predicate, g.Quality) and self.chance(0.1):
             c = changed(c, {"frequency": self.one(FREQUENCIES)})
         elif self.chance(0.12):
@@ -143,9 +151,10 @@ class SentenceSampler(ClauseSampler):
     def described_thing(self) -> EnglishGerman:
         """This is an old house."""
         noun = self.noun(("building", "thing", "text", "vehicle", "clothes", "animal"))
-        phrase = NounPhrase(noun, closed.A, self.epithets(noun, 0.9))
         if self.chance(0.3):
             phrase = NounPhrase(noun, closed.THE, self.epithets(noun, 0.2), owner=self.owner())
+        else:
+            phrase = NounPhrase(noun, closed.A, self.epithets(noun, 0.9))
         this = closed.Pronoun("this", "this", "das", "das", "dem", "sich", 3, False)
         return self.say(Clause(this, closed.BE, predicate=g.Role(phrase)))
 
@@ -166,7 +175,8 @@ class SentenceSampler(ClauseSampler):
             return self.say(self.clause(tense, closed.WHO, simple=True), Order.MAIN, "?")
         if asked == "which":
             verb, frame = self.verb("tr")
-            asked_for = NounPhrase(self.noun(frame.subjects), closed.WHICH, plural=self.chance(0.3))
+            kinds = tuple(k for k in frame.subjects if k != "family")
+            asked_for = NounPhrase(self.noun(kinds), closed.WHICH, plural=self.chance(0.3))
             c = self.fill(verb, frame, asked_for, tense)
             return self.say(c, Order.MAIN, "?")
         if asked == "what":
@@ -222,6 +232,7 @@ class SentenceSampler(ClauseSampler):
         return self.join(first, word, second, Order.MAIN)
 
     def join(self, first: Clause, word: Phrase, second: Clause, order: Order) -> EnglishGerman:
+        self.require_focus()
         comma = "" if order is Order.SUBORDINATE or word.en == "and" else ","
         # German has a comma before every conjunction but `und`.
         german_comma = "" if word.de == "und" else ","
@@ -251,6 +262,7 @@ class SentenceSampler(ClauseSampler):
         result = self.clause(
             Tense.FUTURE if word is IF and self.chance(0.5) else tense, simple=True
         )
+        self.require_focus()
         english = f"{word.en} {g.english(condition, Order.SUBORDINATE)}, "
         german = f"{word.de} {g.german(condition, Order.SUBORDINATE)}, "
         return (

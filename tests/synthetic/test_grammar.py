@@ -448,6 +448,20 @@ def test_reflexive_pronouns_agree_with_the_subject() -> None:
     assert both(Clause(pair, verb("hurry")))[1] == "Der Vater und die Mutter beeilen sich."
 
 
+def test_after_inversion_an_unmistakable_pronoun_precedes_a_noun_subject() -> None:
+    him = Clause(THE_MAN, verb("see"), Tense.PAST, accusative=closed.HE, front=YESTERDAY)
+    assert both(him)[1] == "Gestern hat ihn der Mann gesehen."
+    her = Clause(THE_MAN, verb("see"), Tense.PAST, accusative=closed.SHE, front=YESTERDAY)
+    assert both(her)[1] == "Gestern hat der Mann sie gesehen."
+    rest = Clause(THE_MAN, verb("rest"), Tense.PAST, front=YESTERDAY)
+    assert both(rest)[1] == "Gestern hat sich der Mann ausgeruht."
+
+
+def test_cannot_is_one_word() -> None:
+    clause = Clause(THE_MAN, verb("swim"), modal=closed.CAN, negated=True)
+    assert both(clause) == ("The man cannot swim.", "Der Mann kann nicht schwimmen.")
+
+
 def test_english_articles_follow_the_sound_and_verbs_their_subject() -> None:
     assert the("apple", closed.A).english(False) == "an apple"
     assert the("apple", closed.A, "red").english(False) == "a red apple"
