@@ -1,7 +1,8 @@
-"""Recipe -> FusedModel: build on meta, place the glue, warm-start every part from its own source."""
+"""Recipe -> FusedModel: build on meta, place the glue, warm-start every part from its source."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,8 @@ from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrai
 from fusion.checkpoints.directory import locate, open_source
 from fusion.checkpoints.source import Source
 from fusion.encoders.auto import LEFT_OUT, position_limit
-from fusion.errors import RecipeError, SiteError, SourceError, WarmStartError
+from fusion.errors import RecipeError, SiteError, SourceError, WarmStartError, nearest
+from fusion.glue.mix import LayerMix
 from fusion.hosts.family import family_of
 from fusion.ledger import Ledger
 from fusion.model import FusedConfig, FusedModel
@@ -91,7 +93,8 @@ def compose(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) ->
     """
     tokenizer = tokenizer or _host_tokenizer(recipe)
     model, parts = _build(recipe, _host_config(recipe, tokenizer))
-    ledger, problems = Ledger(), []
+    ledger = Ledger()
+    problems: list[str] = []
     for part in parts:
         module = model.get_submodule(part.prefix.rstrip("."))
         try:
@@ -117,7 +120,8 @@ def plan(recipe: Recipe) -> RecipePlan:
         notes.append(f"host: {recipe.host.source} has no output yet; it is trained first")
         planned = recipe.model_copy(update={"host": below.host, "data": below.data})
     model, parts = _build(planned, _host_config(planned, None))
-    rows, problems = [], []
+    rows: list[PartPlan] = []
+    problems: list[str] = []
     for part in parts:
         module = model.get_submodule(part.prefix.rstrip("."))
         arguments = _arguments(part, module, recipe)
@@ -218,7 +222,7 @@ def _host_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     spec = recipe.host.tokenizer
     if isinstance(spec, SentencePieceSpec):
         raise RecipeError(
-            "host.tokenizer: has to be trained on the recipe's text first: fusion train or build does it"
+            "host.tokenizer: is trained on the recipe's text; fusion train or build does it"
         )
     return load_tokenizer(locate(spec) if spec is not None else host_directory(recipe))
 
@@ -261,7 +265,7 @@ def _encoder_spec(name: str, spec: EncoderSpec) -> dict[str, Any]:
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(spec.layer, int) and layers is not None and not -1 <= spec.layer <= layers:
         raise RecipeError(
-            f"encoders.{name}.layer: the encoder has hidden states 0 to {layers} (or -1, the last); "
+            f"encoders.{name}.layer: hidden states are 0 to {layers}, or -1 for the last; "
             f"found {spec.layer}"
         )
     return {
@@ -275,8 +279,8 @@ def _encoder_spec(name: str, spec: EncoderSpec) -> dict[str, Any]:
 
 
 def _check_limits(recipe: Recipe, model: FusedModel) -> None:
-    """Give every encoder its limit in tokens: the smaller of its position table and the recipe's."""
-    for name, part in model.encoders.items():
+    """Give every encoder its limit in tokens: its position table's or the recipe's smaller one."""
+    for name, part in model.encoder_parts.items():
         own = position_limit(part.model)
         wanted = recipe.encoders[name].max_length
         if own is not None and wanted is not None and wanted > own:
@@ -314,6 +318,7 @@ def _parts(recipe: Recipe, model: FusedModel) -> list[_Part]:
             init |= {f"{own}.{pattern}": rule for pattern, rule in module.initial().items()}
         parts.append(_Part("glue.", None, "new", init=init | {"{name*}": "transformer"}))
     for name, mix in model.mixes.items():
+        assert isinstance(mix, LayerMix)
         parts.append(_Part(f"mixes.{name}.", None, "new", init=mix.initial()))
     return parts
 
@@ -339,7 +344,7 @@ def _arguments(part: _Part, module: nn.Module, recipe: Recipe) -> dict[str, Any]
         "rules": rules,
         "ignore": ignore,
         "init": init,
-        "compute": module._init_weights if pretrained else None,
+        "compute": getattr(module, "_init_weights", None) if pretrained else None,
         "computed": computed,
         "seed": recipe.seed,
         "prefix": part.prefix,
@@ -369,8 +374,6 @@ def _usual_names(module: nn.Module, source: Source, rules: dict[str, str]) -> di
 
 
 def _usually_ignored(module: nn.Module, source: Source) -> dict[str, str]:
-    import re
-
     patterns = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
     return {
         key: "transformers leaves it out of this class"
@@ -395,8 +398,6 @@ def _generation_config(recipe: Recipe, model: FusedModel) -> GenerationConfig:
     known = base.to_dict()
     for key in recipe.generate:
         if key not in known and not hasattr(base, key):
-            from fusion.errors import nearest
-
             raise RecipeError(f"generate.{key}: no such setting{nearest(key, known)}")
     base.update(**recipe.generate)
     return base
@@ -408,10 +409,10 @@ def _processor(
     encoders = {}
     for name, spec in recipe.encoders.items():
         own = load_tokenizer(locate(spec.source))
-        limit = model.encoders[name].limit
+        limit = model.encoder_parts[name].limit
         if spec.max_length is None and own.model_max_length < limit:
             limit = own.model_max_length
-            model.encoders[name].limit = model.config.encoders[name]["limit"] = limit
+            model.encoder_parts[name].limit = model.config.encoders[name]["limit"] = limit
         encoders[name] = EncoderText(own, limit, spec.overflow)
     longest = getattr(model.host.config, "max_position_embeddings", None)
     return FusionProcessor(tokenizer, encoders, max_length=longest)

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import random
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,7 @@ class _Reader:
 
 
 def _bind(module: Glue, x: Tensor, host: HostBranch, memory: Memory) -> HostBranch:
-    return lambda: module(x, host, memory)  # type: ignore[no-any-return]
+    return lambda: module(x, host, memory)
 
 
 class _EncodeAll(nn.Module):
@@ -180,7 +180,7 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """Build every glue module, and let the host's sites read through them."""
         sites = self.family.find_sites(self.host)
         readers: dict[str, list[tuple[Glue, str]]] = {}
-        for name, encoder in self.encoders.items():
+        for name, encoder in self.encoder_parts.items():
             if encoder.layer == "mix":
                 self.mixes[name] = LayerMix(encoder.layers)
         for spec in self.config.glue:
@@ -196,7 +196,7 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def _place(self, site: str, encoder: str, family: Family) -> Place:
         config = self.host.config
-        part = self.encoders[encoder]
+        part = self.encoder_parts[encoder]
         eps = getattr(config, "layer_norm_epsilon", getattr(config, "layer_norm_eps", 1e-5))
         return Place(
             site=site,
@@ -222,11 +222,16 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     @property
     def glue_modules(self) -> dict[str, Glue]:
         """Every glue module by its tensor prefix."""
-        found = {}
+        found: dict[str, Glue] = {}
         for name, placed in self.glue.items():
-            for site, module in placed.items():
-                found[f"glue.{name}.{site}"] = module
+            for site, module in cast(nn.ModuleDict, placed).items():
+                found[f"glue.{name}.{site}"] = cast(Glue, module)
         return found
+
+    @property
+    def encoder_parts(self) -> dict[str, EncoderPart]:
+        """Every encoder by name."""
+        return {name: cast(EncoderPart, part) for name, part in self.encoders.items()}
 
     @property
     def is_neutral(self) -> bool:
@@ -332,7 +337,7 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         model_kwargs.pop("decoder_input_ids", None)
         super()._validate_model_kwargs(self.split_inputs(model_kwargs)[1])
 
-    def can_generate(self) -> bool:  # type: ignore[override]
+    def can_generate(self) -> bool:
         """Yes, as every seq2seq host."""
         return True
 
@@ -343,7 +348,7 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """The host ties its own."""
 
     @classmethod
-    def from_pretrained(cls, directory: str, *args: Any, **kwargs: Any) -> FusedModel:  # type: ignore[override]
+    def from_pretrained(cls, directory: str, *args: Any, **kwargs: Any) -> FusedModel:
         """Load a saved model; every tensor is accounted for and frozen ones are verified."""
         from fusion.saved import load_model
 
@@ -356,7 +361,7 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         model = load_model(directory)
         return model.to(dtype) if isinstance(dtype, torch.dtype) else model
 
-    def save_pretrained(self, directory: str, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, directory: str, *args: Any, **kwargs: Any) -> None:
         """Save all parts, each as a directory that transformers loads alone, and the ledger."""
         from fusion.saved import save_model
 

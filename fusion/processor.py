@@ -198,7 +198,9 @@ class FusionProcessor:
         """
         directory = Path(directory)
         path = directory / "fusion_processor.json"
-        settings = json.loads(path.read_text()) if path.is_file() else {"host": ".", "encoders": {}}
+        settings: dict[str, Any] = {"host": ".", "encoders": {}}
+        if path.is_file():
+            settings = json.loads(path.read_text(encoding="utf-8"))
         encoders = {
             name: EncoderText(load_tokenizer(directory / "encoders" / name), **spec)
             for name, spec in settings["encoders"].items()

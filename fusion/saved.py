@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
@@ -238,10 +240,8 @@ class _Below(Source):
         return self.source.read(self.prefix + name)
 
 
-def recomputed(part: object) -> object:
+def recomputed(part: object) -> Callable[[str], bool]:
     """Whether a name is one that transformers computes when a checkpoint lacks it."""
-    import re
-
     patterns = [
         re.compile(pattern)
         for attribute in ("_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_save")
@@ -319,8 +319,6 @@ def _verify_source(ledger: Ledger, location: str) -> list[str]:
 
 
 def _as_loaded(source: Source, entry: Entry) -> str:
-    import torch
-
     assert entry.key is not None
     return tensor_digest(source.read(entry.key).to(getattr(torch, entry.dtype)))
 

@@ -238,7 +238,7 @@ def _trainer(
     )
     sampler = trainer.sampler
     say(
-        f"{recipe.name}: {len(sampler)} batches of at most {recipe.data.batch_tokens} tokens a pass, "
+        f"{recipe.name}: {len(sampler)} batches of {recipe.data.batch_tokens} tokens a pass, "
         f"{sampler.padding:.1%} padding"
     )
     return trainer, watch
@@ -248,7 +248,7 @@ def _dev_metrics(
     processor: FusionProcessor, references: list[str], target_lang: str, prediction: Any
 ) -> dict[str, float]:
     pad = processor.pads["input_ids"]
-    ids = prediction.predictions
+    ids = prediction.predictions[: len(references)]  # several ranks repeat rows to fill the batch
     ids[ids < 0] = pad
     result = score(processor.decode(ids), list(references), target_lang)
     return {"bleu": round(result.bleu.score, 4), "chrf": round(result.chrf.score, 4)}

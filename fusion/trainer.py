@@ -182,6 +182,7 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Groups by part and weight decay; a frozen tensor is in none."""
+        self.optimizer: torch.optim.Optimizer | None
         if self.optimizer is None:
             target = model if model is not None else self.model
             decayed = set(self.get_decay_parameter_names(target))

@@ -82,7 +82,7 @@ def translate_stream(
 
 
 def length_limit(processor: FusionProcessor, source_length: int) -> int:
-    """Longest output worth waiting for: twice the source and ten more, within the host's positions."""
+    """Longest output worth waiting for: twice the source and ten, within the host's positions."""
     limit = 2 * source_length + 10
     return limit if processor.max_length is None else min(limit, processor.max_length)
 

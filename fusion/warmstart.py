@@ -94,8 +94,9 @@ def warm_start(
         seed=seed,
         prefix=prefix,
     )
-    if decided.problems:
-        raise WarmStartError("\n".join(decided.problems))
+    problems = decided.problems or _torn(source, decided.ledger, prefix)
+    if problems:
+        raise WarmStartError("\n".join(problems))
     ledger = _apply(module, source, decided.ledger, compute, prefix)
     verify_total(module, ledger)
     return ledger
@@ -117,7 +118,9 @@ def plan(
     headers = dict(source.tensors()) if source is not None else {}
     where = source.location if source is not None else "no source"
     inits = {Pattern(pattern): rule for pattern, rule in (init or {}).items()}
-    ledger, problems, used = Ledger(), [], set()
+    ledger = Ledger()
+    problems: list[str] = []
+    used: set[str] = set()
     for names, tensor, kind in _tensors(module):
         persistent = kind != "buffer" or _is_persistent(module, names[0])
         found = [(n, k) for n in names if (k := keymap.source_of(n)) in headers]
@@ -135,9 +138,9 @@ def plan(
             entry = replace(entry, rule="the module's constructor")
         elif found:
             used.update(key for _, key in found)
-            problem = _misfit(headers[found[0][1]], tensor)
-            if problem:
-                problems.append(f"{prefix}{name}: {problem} in {where}: {found[0][1]}")
+            for alias, key in found:
+                if problem := _misfit(headers[key], tensor):
+                    problems.append(f"{prefix}{alias}: {problem} in {where}: {key}")
             operations = ("rename",) if found[0][1] != name else ()
             entry = replace(
                 entry,
@@ -157,9 +160,11 @@ def plan(
                 f"{nearest(wanted, headers)}"
             )
         ledger.add(entry)
+        keys = dict(found) if persistent else {}
         for alias in names:
             if alias != name:
-                ledger.add(replace(_bare(entry), name=alias, origin=Origin.TIED, tied_to=name))
+                tied = replace(_bare(entry), name=alias, origin=Origin.TIED, tied_to=name)
+                ledger.add(replace(tied, key=keys.get(alias)))
     problems += _left_over(headers, used, ignore or {}, ledger, where, prefix)
     problems += [
         f"{prefix}{rule.target}: the rule from {rule.source} matches no tensor"
@@ -171,6 +176,23 @@ def plan(
 def _bare(entry: Entry) -> Entry:
     """A tied tensor has no origin of its own."""
     return replace(entry, source=None, key=None, operations=(), rule=None, seed=None)
+
+
+def _torn(source: Source | None, ledger: Ledger, prefix: str) -> list[str]:
+    """Tied tensors that the source has under several names, with different values."""
+    problems = []
+    for entry in ledger:
+        if source is None or entry.tied_to is None or entry.key is None:
+            continue
+        first = ledger[entry.tied_to].key
+        if first is None or first == entry.key:
+            continue
+        if tensor_digest(source.read(first)) != tensor_digest(source.read(entry.key)):
+            problems.append(
+                f"{prefix}{entry.name}: is tied to {prefix}{entry.tied_to}, but {source.location} "
+                f"has different values in {entry.key} and {first}"
+            )
+    return problems
 
 
 def _left_over(
@@ -272,6 +294,7 @@ def _apply(
             first, leaf = _owner(module, entry.tied_to)
             owner, alias = _owner(module, entry.name)
             setattr(owner, alias, getattr(first, leaf))
+            entry = replace(entry, key=None)
         done.add(replace(entry, digest=digest))
     return done
 
@@ -289,7 +312,7 @@ def _set(module: nn.Module, entry: Entry, value: Tensor) -> None:
 
 
 def verify_total(module: nn.Module, ledger: Ledger) -> None:
-    """Check that a ledger covers a module exactly: every tensor once, none on meta, ties by identity.
+    """Check that a ledger covers a module: every tensor once, none on meta, ties by identity.
 
     Raises:
         LedgerError: lists everything that does not hold.

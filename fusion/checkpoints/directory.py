@@ -107,10 +107,12 @@ def open_directory(path: Path, location: str | None = None) -> Source:
 def _shards(index: Path) -> tuple[Path, ...]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise SourceError(f"{index}: not a shard index: {error}") from None
     shards = []
     for name in names:
+        if not isinstance(name, str):
+            raise SourceError(f"{index}: not a shard index: shard {name!r} is no file name")
         shard = index.parent / name
         if Path(name).name != name:
             raise SourceError(f"{index}: shard {name!r} is outside the directory")

@@ -41,7 +41,7 @@ class SafetensorsSource(Source):
         for path in self.files:
             try:
                 handle = safe_open(path, framework="pt", device="cpu")
-                names = list(handle.keys())
+                names: list[str] = list(handle.keys())  # type: ignore[no-untyped-call]
             except FileNotFoundError:
                 raise SourceError(f"{path}: no such file") from None
             except (SafetensorError, OSError, ValueError) as error:

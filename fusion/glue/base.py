@@ -54,7 +54,7 @@ class Glue(nn.Module, ABC):
         """
 
     def initial(self) -> dict[str, str]:
-        """Pattern of own tensor names -> init rule, for those that do not start as `transformer`."""
+        """Own name pattern -> init rule, for tensors that do not start as `transformer`."""
         return {}
 
     def draw(self, rng: random.Random) -> None:

@@ -60,7 +60,7 @@ def attach(module: nn.Module, reader: Reader, rest: tuple[None, ...] | None) -> 
         raise SiteError(f"{type(module).__name__}: glue is attached to this site already")
     module.__dict__["_fusion_reader"] = reader
     module.__dict__["_fusion_rest"] = rest
-    module.__class__ = _sited_class(type(module))
+    module.__class__ = _sited_class(type(module))  # type: ignore[arg-type]
 
 
 def detach(module: nn.Module) -> None:

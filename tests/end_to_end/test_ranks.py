@@ -1,0 +1,44 @@
+"""Two ranks do what one rank does with twice the accumulation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from .conftest import Trained, Workspace
+
+
+def losses(workspace: Workspace, run: str) -> list[float]:
+    record = json.loads((workspace.folder / run / "run.json").read_text(encoding="utf-8"))
+    return [entry["loss"] for entry in record["history"] if "loss" in entry]
+
+
+def test_two_ranks_give_the_losses_and_tensors_of_one_that_accumulates(trained: Trained) -> None:
+    workspace = trained.workspace
+    still = workspace.folder / "host_without_dropout"
+    shutil.copytree(workspace.folder / "runs" / "host" / "model", still)
+    config = json.loads((still / "config.json").read_text(encoding="utf-8"))
+    (still / "config.json").write_text(json.dumps(config | {"dropout": 0.0}), encoding="utf-8")
+    common = ("train", "fused.yaml", "host.source=./host_without_dropout", "train.max_steps=2")
+    common += ("train.eval_steps=2", "glue.1.drop_net=0.0")
+
+    two = workspace.ranks(2, *common, "output=runs/two")
+    assert two.returncode == 0, two.stderr.decode()
+    assert two.stderr.decode().count("tiny-fused: saved in") == 1
+    accumulated = ("output=runs/one", "train.gradient_accumulation_steps=2")
+    one = workspace.run(*common, *accumulated)
+    assert one.returncode == 0, one.stderr.decode()
+
+    here, there = losses(workspace, "runs/one"), losses(workspace, "runs/two")
+    assert len(here) == 2
+    torch.testing.assert_close(here, there, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        workspace.tensors("runs/one/model"),
+        workspace.tensors("runs/two/model"),
+        atol=1e-5,
+        rtol=0,
+    )
