@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from fusion.errors import RecipeError, nearest
 from fusion.registry import ENCODERS, GLUE, HOSTS, INITS, annotated_fields, keyword_options
@@ -231,6 +239,14 @@ class Recipe(Strict):
     generate: dict[str, Any] = Field(
         default_factory=dict, description="transformers' GenerationConfig, by its names"
     )
+
+    @field_validator("encoders", "glue", mode="before")
+    @classmethod
+    def _none_is_none(cls, value: Any, info: ValidationInfo) -> Any:
+        """`encoders: null` takes away what a base recipe has."""
+        if value is None:
+            return [] if info.field_name == "glue" else {}
+        return value
 
     def digest(self) -> str:
         """sha256 of the resolved recipe without its output directory."""
