@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -34,7 +35,7 @@ from transformers import (
 import fusion
 from fusion.compose import Composition, compose, host_recipe, model_directory
 from fusion.data import read_corpus, tokenise
-from fusion.errors import RecipeError, TrainingError
+from fusion.errors import FusionError, RecipeError, TrainingError
 from fusion.evaluate import Evaluation, score
 from fusion.model import FusedModel
 from fusion.processor import FusionProcessor, load_tokenizer
@@ -91,12 +92,18 @@ def run(recipe: Recipe, say: Say = lambda text: None) -> RunResult:
     if (below := host_recipe(recipe)) is not None and not finished_run(below):
         say(f"{recipe.name}: its host comes from {recipe.host.source}, which is trained first")
         run(below, say)
+    fresh = not (output / "recipe.json").is_file()
     _claim(recipe, output)
-    corpora = _read(recipe, say)
-    tokenizer = host_tokenizer(recipe, corpora["train"], say)
-    composition = compose(recipe, tokenizer)
-    say(f"{recipe.name}: {ledger_summary(composition)}")
-    trainer, watch = _trainer(recipe, composition, corpora, say)
+    try:
+        corpora = _read(recipe, say)
+        tokenizer = host_tokenizer(recipe, corpora["train"], say)
+        composition = compose(recipe, tokenizer)
+        say(f"{recipe.name}: {ledger_summary(composition)}")
+        trainer, watch = _trainer(recipe, composition, corpora, say)
+    except FusionError:
+        if fresh and PartialState().is_main_process:  # the mended recipe may use the place
+            shutil.rmtree(output, ignore_errors=True)
+        raise
     checkpoint = last_checkpoint(output / "checkpoints")
     if checkpoint is not None:
         say(f"{recipe.name}: resumes from {checkpoint.name}")

@@ -105,9 +105,10 @@ BAD_FILES = {
 
 def clean(result: Result) -> str:
     """The message of a refused command."""
-    status, _, message = result
+    status, _, said = result
     assert status == 2, result
-    assert message.startswith("fusion: ") and "Traceback" not in message
+    progress, mark, message = ("\n" + said).rpartition("\nfusion: ")
+    assert mark and "Traceback" not in said and "\nfusion: " not in progress, result
     return message
 
 
@@ -126,9 +127,8 @@ def test_help_and_recipe_mistakes_say_file_and_key_without_importing_torch(
         BAD_RECIPES.items(), results[3 : 3 + len(BAD_RECIPES)], strict=True
     ):
         message = clean(result)
-        assert "good.yaml" in message, name
+        assert all(line.startswith("good.yaml: ") for line in message.splitlines()), name
         assert all(word in message for word in words), (name, message)
-        assert message.count("\n") == 1, (name, message)
     absent, unknown, bare = map(clean, results[-3:])
     assert "absent.yaml: no such recipe" in absent
     assert "no-such-command" in unknown and "RECIPE" in bare
@@ -190,10 +190,7 @@ def test_bad_sources_and_bad_text_are_refused_and_nothing_is_written(
     for (override, words), result in zip(bad.items(), results, strict=True):
         message = clean(result)
         assert all(word in message for word in words), (override, message)
-    left = sorted(path.name for path in tmp_path.iterdir() if path.name != "out")
-    assert left == before
-    out = tmp_path / "out"
-    assert not out.exists() or not (out / "model").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def test_build_lists_missing_renamed_and_transposed_tensors_at_once_and_writes_n
     renamed = line("host.model.encoder.layers.1.fc2.weight: would start from nothing")
     left_over = line("host.(nothing)", "fc_2.weight, which no tensor takes")
     assert len(lines) == 4
-    assert 'nearest: "model.decoder.layers.' in missing
+    assert 'nearest: "model.encoder.layers.0.fc1.weight"' in missing
     assert "transposed?" in transposed
     assert 'nearest: "model.encoder.layers.1.fc_2.weight"' in renamed
     assert 'nearest: "model.encoder.layers.1.fc2.weight"' in left_over
@@ -87,9 +87,7 @@ def test_problems_of_two_parts_are_reported_together(
     def drop(name: str) -> Edit:
         return lambda state: {key: value for key, value in state.items() if key != name}
 
-    host = edited(
-        host_dirs["marian"], tmp_path / "host", drop("model.encoder.layers.0.fc1.weight")
-    )
+    host = edited(host_dirs["marian"], tmp_path / "host", drop("model.encoder.layers.0.fc1.weight"))
     bert = edited(bert_dir, tmp_path / "bert", drop("embeddings.LayerNorm.weight"))
     recipe = make_recipe(
         host_settings={"source": str(host)}, encoders={"bert": {"source": str(bert)}}

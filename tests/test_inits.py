@@ -27,9 +27,10 @@ def test_a_generator_depends_on_seed_and_name_only() -> None:
 
 
 def test_a_generator_gives_the_same_values_in_every_version() -> None:
-    assert generator_for(1, "host.weight").initial_seed() == generator_for(
-        1, "host.weight"
-    ).initial_seed()
+    assert (
+        generator_for(1, "host.weight").initial_seed()
+        == generator_for(1, "host.weight").initial_seed()
+    )
     assert 0 <= generator_for(2**40, "x").initial_seed() < 2**63
 
 

@@ -57,9 +57,12 @@ def test_a_killed_run_resumes_and_ends_bitwise_as_an_undisturbed_one(trained: Tr
     assert "resumes from checkpoint-11" not in said
     assert not half.exists()
 
-    undisturbed, resumed = workspace.tensors("runs/fused/model"), workspace.tensors(
-        "runs/killed/model"
+    undisturbed, resumed = (
+        workspace.tensors("runs/fused/model"),
+        workspace.tensors("runs/killed/model"),
     )
     assert undisturbed.keys() == resumed.keys()
-    differ = [name for name, tensor in undisturbed.items() if not torch.equal(tensor, resumed[name])]
+    differ = [
+        name for name, tensor in undisturbed.items() if not torch.equal(tensor, resumed[name])
+    ]
     assert differ == []
