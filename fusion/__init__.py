@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fusion.compose import compose, plan
+    from fusion.composition import compose, plan
     from fusion.errors import FusionError
     from fusion.ledger import Ledger
     from fusion.model import FusedConfig, FusedModel
@@ -33,9 +33,9 @@ _HOME = {
     "FusionProcessor": "fusion.processor",
     "Ledger": "fusion.ledger",
     "Recipe": "fusion.recipe",
-    "compose": "fusion.compose",
+    "compose": "fusion.composition",
     "load_recipe": "fusion.recipe",
-    "plan": "fusion.compose",
+    "plan": "fusion.composition",
     "register_encoder": "fusion.registry",
     "register_glue": "fusion.registry",
     "register_host": "fusion.registry",

@@ -17,7 +17,7 @@ from fusion.recipe import Recipe, load_recipe, recipe_schema
 from fusion.registry import ALL
 
 if TYPE_CHECKING:
-    from fusion.compose import RecipePlan
+    from fusion.composition import RecipePlan
     from fusion.ledger import Entry, Ledger
     from fusion.model import FusedModel
     from fusion.processor import FusionProcessor
@@ -44,9 +44,9 @@ Beams = Annotated[int | None, typer.Option(min=1, help="beam size; default: the 
 def plan(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Say where every tensor will come from; reads configs and headers, no weights."""
     loaded = load_recipe(recipe, overrides)
-    from fusion import compose
+    from fusion import composition
 
-    planned = compose.plan(loaded)
+    planned = composition.plan(loaded)
     if as_json:
         from dataclasses import asdict
 
@@ -78,7 +78,7 @@ def build(
 def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Compose, train, evaluate and save; the same command again resumes."""
     loaded = load_recipe(recipe, overrides)
-    from fusion.compose import host_recipe
+    from fusion.composition import host_recipe
     from fusion.train import finished_run, run
 
     first = int(os.environ.get("RANK", "0")) == 0

@@ -33,7 +33,7 @@ from transformers import (
 )
 
 import fusion
-from fusion.compose import Composition, compose, host_recipe, model_directory
+from fusion.composition import Composition, compose, host_recipe, model_directory
 from fusion.data import read_corpus, tokenise
 from fusion.errors import FusionError, RecipeError, TrainingError
 from fusion.evaluate import Evaluation, score

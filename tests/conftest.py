@@ -97,7 +97,7 @@ def host_dirs(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def make_encoder(tmp_path_factory: pytest.TempPathFactory) -> EncoderMaker:
-    """`make_encoder("RobertaModel", hidden_size=24, ...)` -> a directory with a WordPiece tokenizer.
+    """`make_encoder("RobertaModel", hidden_size=24, ...)` -> a directory with its tokenizer.
 
     `pad` is the id of [PAD]. The vocabulary is written by hand; any Latin word can be spelled.
     """

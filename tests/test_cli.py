@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fusion.compose import compose
+from fusion.composition import compose
 from fusion.recipe import Recipe
 from fusion.saved import save_model
 

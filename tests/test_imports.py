@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,7 @@ LEVELS: dict[str, int] = {
     "model": 6,
     "processor": 6,
     "saved": 7,
-    "compose": 8,
+    "composition": 8,
     "data": 9,
     "memory_cache": 9,
     "translate": 9,
@@ -174,3 +175,9 @@ def test_every_public_name_has_a_home_and_every_home_a_public_name() -> None:
 def test_an_unknown_public_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'fusion' has no attribute 'nothing'"):
         _ = fusion.nothing
+
+
+def test_public_names_are_not_hidden_by_modules_of_the_same_name() -> None:
+    for name in fusion.__all__:
+        assert getattr(fusion, name) is getattr(fusion, name)
+        assert not isinstance(getattr(fusion, name), types.ModuleType), name

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, MarianMTModel
 
-from fusion.compose import Composition, compose
+from fusion.composition import Composition, compose
 from fusion.errors import FusionError, RecipeError, SiteError
 from fusion.model import FusedModel
 from fusion.processor import FusionProcessor
@@ -396,11 +396,15 @@ def test_a_layer_gives_that_hidden_state_as_memory(
     composition = compose(make_recipe(encoder={"layer": layer}))
     model, batch = composition.model, composition.processor(sentences)
     with torch.no_grad():
-        states = model.encoders["bert"].model(
-            input_ids=batch["bert_input_ids"],
-            attention_mask=batch["bert_attention_mask"],
-            output_hidden_states=True,
-        ).hidden_states
+        states = (
+            model.encoders["bert"]
+            .model(
+                input_ids=batch["bert_input_ids"],
+                attention_mask=batch["bert_attention_mask"],
+                output_hidden_states=True,
+            )
+            .hidden_states
+        )
         assert torch.equal(model.memories(batch)["bert"].states, states[layer])
 
 
@@ -466,9 +470,7 @@ def test_a_wrong_option_value_names_the_glue(make_recipe: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def saved(
-    make_recipe: Any, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Composition, Path]:
+def saved(make_recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Composition, Path]:
     """A saved composition with a layer mix and open glue."""
     from fusion.saved import save_model
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fusion.compose import compose
+from fusion.composition import compose
 from fusion.errors import FusionError, LedgerError, ModelError, SourceError, WarmStartError
 from fusion.recipe import Recipe
 from fusion.saved import find_model, load_model, read_ledger, save_model, verify_model

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from fusion.compose import Composition, compose
+from fusion.composition import Composition, compose
 from fusion.errors import DataError, RecipeError
 
 BERT_LIKE = {

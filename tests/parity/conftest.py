@@ -12,7 +12,7 @@ import torch
 from reference import Layer, Mix
 from torch import Tensor
 
-from fusion.compose import Composition, compose
+from fusion.composition import Composition, compose
 
 SIDES = {"encoder": ("self_attn", "self_attention"), "decoder": ("encoder_attn", "cross_attention")}
 MBART = {

@@ -54,7 +54,9 @@ class Layer:
     pre_norm: bool
     mixes: dict[str, Mix]
 
-    def sublayer(self, name: str, norm_name: str, x: Tensor, memory: Tensor | None, allowed: Tensor):
+    def sublayer(
+        self, name: str, norm_name: str, x: Tensor, memory: Tensor | None, allowed: Tensor
+    ):
         query = norm(self.p, norm_name, x) if self.pre_norm else x
         own = attention(
             self.p, name, query, query if memory is None else memory, allowed, self.heads

@@ -11,7 +11,7 @@ import pytest
 import torch
 from reference import Mix, attention
 
-from fusion.compose import compose
+from fusion.composition import compose
 from fusion.errors import RecipeError
 from fusion.glue.base import Place
 from fusion.glue.bert_fused import BertFused

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertConfig
 
-from fusion.compose import compose, plan
+from fusion.composition import compose, plan
 from fusion.errors import RecipeError, WarmStartError
 from fusion.ledger import Origin
 from fusion.recipe import Recipe
@@ -206,7 +206,7 @@ def test_an_unknown_generation_setting_is_refused_with_the_nearest(
 
 MEASURE = """
 import resource, sys
-from fusion.compose import plan
+from fusion.composition import plan
 from fusion.recipe import load_recipe
 small, big = (load_recipe(path) for path in sys.argv[1:])
 assert not plan(small).problems
