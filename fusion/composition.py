@@ -265,7 +265,7 @@ def _encoder_spec(name: str, spec: EncoderSpec) -> dict[str, Any]:
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(spec.layer, int) and layers is not None and not -1 <= spec.layer <= layers:
         raise RecipeError(
-            f"encoders.{name}.layer: hidden states are 0 to {layers}, or -1 for the last; "
+            f"encoders.{name}.layer: the hidden states are 0 to {layers} and -1, the last; "
             f"found {spec.layer}"
         )
     return {

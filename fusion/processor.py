@@ -35,7 +35,8 @@ class EncoderText:
         """Ids per text.
 
         Raises:
-            DataError: a text is longer than the limit and the policy is `error`.
+            DataError: a text is longer than the limit and the policy is `error`, or windows of
+                the limit would hold special tokens alone.
         """
         if self.overflow == "truncate":
             ids: list[list[int]] = self.tokenizer(texts, truncation=True, max_length=self.limit)[
@@ -51,17 +52,28 @@ class EncoderText:
                     f"{len(row)} tokens for encoder {name}, which reads {self.limit}; set "
                     f'encoders.{name}.overflow to truncate or windows: "{texts[index][:60]}..."'
                 )
-            ids[index] = self._windows(texts[index])
+            ids[index] = self._windows(texts[index], row, name)
         return ids
 
-    def _windows(self, text: str) -> list[int]:
-        """Windows of exactly `limit` ids (the last one shorter), each with its special tokens."""
+    def _windows(self, text: str, marked: list[int], name: str) -> list[int]:
+        """Windows of exactly `limit` ids (the last one shorter), each with its special tokens.
+
+        Args:
+            marked: the ids of the whole text, special tokens around them
+        """
         bare = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        marked = self.tokenizer.build_inputs_with_special_tokens(bare[:1])
-        room = self.limit - (len(marked) - 1)
+        starts = range(len(marked) - len(bare) + 1)
+        first = next((i for i in starts if marked[i : i + len(bare)] == bare), None)
+        room = self.limit - (len(marked) - len(bare))
+        if first is None or room < 1:
+            raise DataError(
+                f"encoder {name}: its special tokens leave no room for windows of {self.limit} "
+                f"tokens; set encoders.{name}.overflow to truncate"
+            )
+        before, after = marked[:first], marked[first + len(bare) :]
         windows: list[int] = []
         for start in range(0, len(bare), room):
-            windows += self.tokenizer.build_inputs_with_special_tokens(bare[start : start + room])
+            windows += [*before, *bare[start : start + room], *after]
         return windows
 
 
