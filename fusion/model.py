@@ -10,7 +10,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    GenerationMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from fusion.encoders.part import EncoderPart
@@ -400,3 +406,4 @@ def _build_glue(spec: dict[str, Any], place: Place) -> Glue:
 
 
 AutoConfig.register("fusion", FusedConfig)
+AutoModelForSeq2SeqLM.register(FusedConfig, FusedModel)

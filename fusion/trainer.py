@@ -21,7 +21,6 @@ from fusion.model import FusedModel
 from fusion.processor import FusionProcessor
 from fusion.recipe import LearningRates
 from fusion.saved import load_checkpoint, write_weights
-from fusion.translate import length_limit
 
 COMPLETE = "complete"
 
@@ -176,7 +175,7 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         **generate: Any,
     ) -> Any:
         """As Seq2SeqTrainer, with outputs at most about twice as long as the source."""
-        limit = length_limit(self.processor, inputs["input_ids"].shape[1])
+        limit = _length_limit(self.processor, inputs["input_ids"].shape[1])
         generate.setdefault("max_length", limit)
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **generate)
 
@@ -270,3 +269,9 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def _update_of(path: Path) -> int:
     return int(path.name.removeprefix("checkpoint-"))
+
+
+def _length_limit(processor: FusionProcessor, source_length: int) -> int:
+    """Longest dev output worth waiting for: twice the source and ten, within the positions."""
+    limit = 2 * source_length + 10
+    return limit if processor.max_length is None else min(limit, processor.max_length)

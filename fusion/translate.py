@@ -12,6 +12,7 @@ from fusion.model import FusedModel
 from fusion.processor import FusionProcessor
 
 Row = dict[str, list[int]]
+LONGEST = 512  # output tokens of a host without a position limit
 
 
 def translate(
@@ -43,7 +44,7 @@ def translate(
     model.eval()
     for batch in _batches(rows, max(1, batch_tokens // beams)):
         padded = {k: v.to(model.device) for k, v in processor.pad([r for _, r in batch]).items()}
-        limits = {"max_length": length_limit(processor, padded["input_ids"].shape[1])}
+        limits = {"max_length": processor.max_length or LONGEST}  # the same in every batch
         with torch.inference_mode():
             ids = model.generate(**padded, **(limits | generate))
         for (index, _), text in zip(batch, processor.decode(ids), strict=True):
@@ -79,12 +80,6 @@ def translate_stream(
             block = []
     first = number - len(block) + 1
     yield from translate(model, processor, block, first_line=first, **generate)
-
-
-def length_limit(processor: FusionProcessor, source_length: int) -> int:
-    """Longest output worth waiting for: twice the source and ten, within the host's positions."""
-    limit = 2 * source_length + 10
-    return limit if processor.max_length is None else min(limit, processor.max_length)
 
 
 def _encode(processor: FusionProcessor, line: str, number: int) -> Row:

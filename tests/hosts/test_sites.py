@@ -65,7 +65,7 @@ def test_patterns_choose_sites_once_in_the_hosts_order(
     "text",
     [
         *("encoder.2.self_attention", "encoder.*.cross_attention", "encoder.{2,3}.self_attention"),
-        *("encoder.self_attention", "encoder.*", "self_attention", "", "encoder.0.self_attention.x"),
+        *("encoder.self_attention", "encoder.*", "self_attention", "", "encoder.0.self.x"),
     ],
 )
 def test_a_pattern_that_matches_nothing_lists_the_hosts_sites(text: str) -> None:
