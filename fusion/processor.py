@@ -119,9 +119,10 @@ class FusionProcessor:
                     f"{len(ids)} tokens, and the host has {self.max_length} positions; "
                     f'split the sentence: "{text[:60]}..."'
                 )
-        for name, encoder in self.encoders.items():
-            columns[f"{name}_input_ids"] = encoder.encode(sources, name)
-        return columns
+        return columns | self._encoder_columns(sources)
+
+    def _encoder_columns(self, sources: list[str]) -> dict[str, list[list[int]]]:
+        return {f"{n}_input_ids": e.encode(sources, n) for n, e in self.encoders.items()}
 
     def encode_pairs(self, sources: list[str], targets: list[str]) -> dict[str, list[list[int]]]:
         """Ids of source and target text by column, not padded.
@@ -132,9 +133,7 @@ class FusionProcessor:
             "input_ids": self.tokenizer(sources, verbose=False)["input_ids"],
             "labels": self.tokenizer(text_target=targets, verbose=False)["input_ids"],
         }
-        for name, encoder in self.encoders.items():
-            columns[f"{name}_input_ids"] = encoder.encode(sources, name)
-        return columns
+        return columns | self._encoder_columns(sources)
 
     def pad(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """A batch `[B, T]` per column, padded on the right, with the masks of what is read.

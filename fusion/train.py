@@ -40,7 +40,14 @@ from fusion.evaluate import Evaluation, score
 from fusion.model import FusedModel
 from fusion.processor import FusionProcessor, load_tokenizer
 from fusion.recipe import Recipe, SentencePieceSpec
-from fusion.saved import load_checkpoint, load_model, read_json, save_model
+from fusion.saved import (
+    GLUE_FILE,
+    load_checkpoint,
+    load_model,
+    parts_of,
+    read_json,
+    save_model,
+)
 from fusion.subwords import train_tokenizer
 from fusion.trainer import FusionTrainer, Stopwatch, checkpoints, last_checkpoint
 from fusion.translate import translate
@@ -223,8 +230,8 @@ def _trainer(
     train, report = tokenise(corpora["train"], processor, filters)
     say(f"{recipe.name}: {report}")
     dev, _ = tokenise(corpora["dev"], processor)
-    order = sorted(range(len(dev)), key=lambda i: max(dev[i]["lengths"]))
-    dev = dev.select(order)
+    longest = [max(lengths) for lengths in dev["lengths"]]
+    dev = dev.select(sorted(range(len(dev)), key=lambda i: longest[i]))
     watch = Stopwatch()
     callbacks: list[TrainerCallback] = [watch]
     if recipe.train.early_stopping is not None:
@@ -374,8 +381,6 @@ def average_into(model: FusedModel, paths: list[Path]) -> None:
 
 
 def _prefix_of(model: FusedModel, file: Path) -> str:
-    from fusion.saved import GLUE_FILE, parts_of
-
     folders = {Path(folder): prefix for prefix, folder in parts_of(model).items()}
     return "" if file.name == GLUE_FILE else folders[file.parent]
 
