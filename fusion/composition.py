@@ -17,13 +17,15 @@ from fusion.encoders.auto import LEFT_OUT, position_limit
 from fusion.errors import RecipeError, SiteError, SourceError, WarmStartError, nearest
 from fusion.glue.mix import LayerMix
 from fusion.hosts.family import family_of
+from fusion.keymap import KeyMap, Pattern
 from fusion.ledger import Ledger
 from fusion.model import FusedConfig, FusedModel
+from fusion.planning import Plan, every_tensor, is_persistent
 from fusion.processor import EncoderText, FusionProcessor, load_tokenizer
-from fusion.recipe import EncoderSpec, Recipe, SentencePieceSpec, load_recipe
+from fusion.recipe import EncoderSpec, PartSpec, Recipe, SentencePieceSpec, load_recipe
 from fusion.registry import HOSTS
 from fusion.saved import recomputed
-from fusion.warmstart import Plan, parameters_on_meta, verify_total, warm_start
+from fusion.warmstart import parameters_on_meta, verify_total, warm_start
 from fusion.warmstart import plan as plan_part
 
 
@@ -76,7 +78,7 @@ class _Part:
     prefix: str
     source: Source | None
     where: str
-    rules: dict[str, str] = field(default_factory=dict)
+    rules: dict[str, Any] = field(default_factory=dict)
     ignore: dict[str, str] = field(default_factory=dict)
     init: dict[str, str] = field(default_factory=dict)
 
@@ -296,21 +298,9 @@ def _parts(recipe: Recipe, model: FusedModel) -> list[_Part]:
     if host.new is not None:
         parts = [_Part("host.", None, "new", init={"{name*}": host.init})]
     else:
-        directory = host_directory(recipe)
-        parts = [
-            _Part(
-                "host.",
-                open_source(directory),
-                str(host.source),
-                dict(host.rules),
-                dict(host.ignore),
-            )
-        ]
+        parts = [_loaded_part("host.", open_source(host_directory(recipe)), host)]
     for name, spec in recipe.encoders.items():
-        source = open_source(spec.source)
-        ignore = LEFT_OUT | {f"{{prefix}}.{k}": v for k, v in LEFT_OUT.items()} | spec.ignore
-        prefix = f"encoders.{name}.model."
-        parts.append(_Part(prefix, source, spec.source, dict(spec.rules), ignore))
+        parts.append(_loaded_part(f"encoders.{name}.model.", open_source(spec.source), spec))
     if len(model.encoders):
         init: dict[str, str] = {}
         for place, module in model.glue_modules.items():
@@ -323,6 +313,14 @@ def _parts(recipe: Recipe, model: FusedModel) -> list[_Part]:
     return parts
 
 
+def _loaded_part(prefix: str, source: Source, spec: PartSpec) -> _Part:
+    rules = {
+        target: rule if isinstance(rule, str) else rule.model_dump(by_alias=True)
+        for target, rule in spec.rules.items()
+    }
+    return _Part(prefix, source, str(spec.source), rules, dict(spec.ignore), dict(spec.new_tensors))
+
+
 def _arguments(part: _Part, module: nn.Module, recipe: Recipe) -> dict[str, Any]:
     """Keyword arguments of the warm start of one part."""
     no: Callable[[str], bool] = lambda name: False  # noqa: E731
@@ -331,15 +329,9 @@ def _arguments(part: _Part, module: nn.Module, recipe: Recipe) -> dict[str, Any]
     computed = recomputed(module) if pretrained else no
     if pretrained and part.source is not None:
         rules |= _usual_names(module, part.source, rules)
-        ignore |= _usually_ignored(module, part.source)
-    if pretrained and part.source is None:
-        # what the class computes is not initialised by a rule
-        init = {
-            name: rule
-            for rule in init.values()
-            for name, _ in [*module.named_parameters(), *module.named_buffers()]
-            if not computed(name)
-        }
+        ignore |= _usually_ignored(module, part.source, part.prefix)
+    if part.source is None:
+        init = _by_tensor(module, init, computed)
     return {
         "rules": rules,
         "ignore": ignore,
@@ -351,15 +343,29 @@ def _arguments(part: _Part, module: nn.Module, recipe: Recipe) -> dict[str, Any]
     }
 
 
-def _usual_names(module: nn.Module, source: Source, rules: dict[str, str]) -> dict[str, str]:
+def _by_tensor(
+    module: nn.Module, init: dict[str, str], computed: Callable[[str], bool]
+) -> dict[str, str]:
+    """The first pattern that matches decides; what the class computes is not initialised."""
+    patterns = [(Pattern(pattern), rule) for pattern, rule in init.items()]
+    found = {}
+    for names, _, kind in every_tensor(module):
+        if any(map(computed, names)) or (kind == "buffer" and not is_persistent(module, names[0])):
+            continue
+        hits = (rule for pattern, rule in patterns if pattern.match(names[0]) is not None)
+        if (rule := next(hits, None)) is not None:
+            found[names[0]] = rule
+    return found
+
+
+def _usual_names(module: nn.Module, source: Source, rules: dict[str, Any]) -> dict[str, str]:
     """Renames that transformers' own loader makes: the base model's prefix, gamma and beta."""
-    if rules:
-        return {}
     headers = source.tensors()
     prefix = f"{module.base_model_prefix}."
+    own = KeyMap.parse(rules)
     found = {}
     for name in module.state_dict():
-        if name in headers:
+        if name in headers or own.rule_of(name) is not None:
             continue
         old = name
         if name.endswith("LayerNorm.weight"):
@@ -373,13 +379,23 @@ def _usual_names(module: nn.Module, source: Source, rules: dict[str, str]) -> di
     return found
 
 
-def _usually_ignored(module: nn.Module, source: Source) -> dict[str, str]:
+def _usually_ignored(module: nn.Module, source: Source, prefix: str) -> dict[str, str]:
+    """What transformers leaves out of a class by itself, and what no memory reads."""
     patterns = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
-    return {
-        key: "transformers leaves it out of this class"
-        for key in source.tensors()
-        if any(re.search(pattern, key) for pattern in patterns)
-    }
+    left_out = {Pattern(p): why for p, why in LEFT_OUT.items()} if prefix != "host." else {}
+    wanted = {name for names, _, _ in every_tensor(module) for name in names}
+    ignored = {}
+    for key in source.tensors():
+        base = key.removeprefix(f"{module.base_model_prefix}.")
+        if {key, base} & wanted:
+            continue
+        hits = (why for p, why in left_out.items() if p.match(base) is not None)
+        why = next(hits, None)
+        if why is None and any(re.search(pattern, key) for pattern in patterns):
+            why = "transformers leaves it out of this class"
+        if why is not None:
+            ignored[key] = why
+    return ignored
 
 
 def _generation_config(recipe: Recipe, model: FusedModel) -> GenerationConfig:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-InitRule = Callable[[Tensor, nn.Module, torch.Generator], None]
+InitRule = Callable[..., None]  # (tensor, owner, generator), and the other tensor of copy:NAME
 
 
 def generator_for(seed: int, name: str) -> torch.Generator:
@@ -59,6 +59,32 @@ def zeros(tensor: Tensor, owner: nn.Module, generator: torch.Generator) -> None:
 def ones(tensor: Tensor, owner: nn.Module, generator: torch.Generator) -> None:
     """All 1."""
     tensor.fill_(1.0)
+
+
+def identity(tensor: Tensor, owner: nn.Module, generator: torch.Generator) -> None:
+    """1 on the main diagonal of a matrix, 0 elsewhere; vectors get 0."""
+    if tensor.dim() == 2:
+        nn.init.eye_(tensor)
+    else:
+        tensor.zero_()
+
+
+def orthogonal(tensor: Tensor, owner: nn.Module, generator: torch.Generator) -> None:
+    """Saxe et al. 2014 (arXiv:1312.6120); vectors get 0."""
+    if tensor.dim() < 2:
+        tensor.zero_()
+    else:
+        nn.init.orthogonal_(tensor, generator=generator)
+
+
+def copy(tensor: Tensor, owner: nn.Module, generator: torch.Generator, other: Tensor) -> None:
+    """`copy:NAME`: the values of another tensor of the model."""
+    tensor.copy_(other)
+
+
+def mean_rows(tensor: Tensor, owner: nn.Module, generator: torch.Generator, other: Tensor) -> None:
+    """`mean_rows:NAME`: every row is the mean of the rows of another tensor of the model."""
+    tensor.copy_(other.double().mean(0).to(tensor.dtype).expand_as(tensor))
 
 
 def default(tensor: Tensor, owner: nn.Module, generator: torch.Generator) -> None:

@@ -1,18 +1,26 @@
-"""Rules that say which source tensor a target tensor comes from: pure strings, invertible.
+"""Rules that say which source tensors a target tensor comes from: pure data, names invertible.
 
 A pattern is a whole name with holes: `{i}` matches one component (no dot), `{p*}` any number of
 characters. `encoder.layers.{i}.fc1.{p}` <- `enc.{i}.ffn_in.{p}` maps `encoder.layers.10.fc1.weight`
 to `enc.10.ffn_in.weight`. Patterns match whole names, so `layers.1` never matches `layers.10`.
 Text between two `{p*}`, or none between two `{i}`, may leave several ways to fill the holes; a name
 that would not come back from the other side is an error, not a guess.
+
+A rule is written as the source's pattern, or as a mapping:
+
+    {from: PATTERN or [PATTERN, ...], ops: [OPERATION, ...], where: {HOLE: [VALUE, ...]}}
+
+`ops` change the tensor on its way (see operations.py); `where` says what a hole of the target
+stands for at the source: `{i: [0, 2, 4, 4]}` takes every second layer, and the last one twice.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from fusion.errors import KeyMapError, nearest
 
@@ -81,32 +89,91 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Rule:
-    """target <- source, by pattern; both sides have the same holes, so it runs backwards too."""
+    """target <- source, by pattern; both sides have the same holes, so it runs backwards too.
+
+    Args:
+        source: one pattern, or several whose tensors the first operation joins
+        operations: applied in order; each is a name, or a mapping of one name to its arguments
+        where: hole -> what each value of the target's hole is called at the source
+    """
 
     target: str
-    source: str
+    source: str | tuple[str, ...]
+    operations: tuple[Any, ...] = ()
+    where: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        here, there = set(Pattern(self.target)._kinds), set(Pattern(self.source)._kinds)
-        if here != there:
-            odd = ", ".join(f"{{{name}{star}}}" for name, star in sorted(here ^ there))
-            raise KeyMapError(f"{self}: hole on one side only: {odd}")
+        here = set(Pattern(self.target)._kinds)
+        for pattern in self.sources:
+            there = set(Pattern(pattern)._kinds)
+            if here != there:
+                odd = ", ".join(f"{{{name}{star}}}" for name, star in sorted(here ^ there))
+                raise KeyMapError(f"{self}: hole on one side only: {odd}")
+        for hole in self.where:
+            if hole not in {name for name, _ in here}:
+                near = nearest(hole, [name for name, _ in here])
+                raise KeyMapError(f"{self}: where: no hole {{{hole}}}{near}")
+
+    @classmethod
+    def parse(cls, target: str, written: Any) -> Rule:
+        """A rule as it is written in a recipe.
+
+        Raises:
+            KeyMapError: it has no `from`, or a key that rules do not have.
+        """
+        if isinstance(written, str):
+            return cls(target, written)
+        if not isinstance(written, Mapping) or "from" not in written:
+            raise KeyMapError(f'rule "{target}": a source pattern, or from: with ops: and where:')
+        for key in written:
+            if key not in ("from", "ops", "where"):
+                near = nearest(str(key), ["from", "ops", "where"])
+                raise KeyMapError(f'rule "{target}": no key "{key}"{near}')
+        source, operations = written["from"], written.get("ops") or ()
+        if isinstance(operations, str | Mapping):
+            operations = (operations,)
+        where = {
+            str(hole): {str(k): str(v) for k, v in _pairs(values)}
+            for hole, values in (written.get("where") or {}).items()
+        }
+        several = source if isinstance(source, str) else tuple(str(one) for one in source)
+        return cls(target, several, tuple(operations), where)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The source patterns."""
+        return (self.source,) if isinstance(self.source, str) else self.source
 
     def __str__(self) -> str:
-        return f'rule "{self.target}" <- "{self.source}"'
+        return f'rule "{self.target}" <- ' + " + ".join(f'"{source}"' for source in self.sources)
+
+    def sources_of(self, target: str) -> tuple[str, ...] | None:
+        """The source names for a target name; None when the rule is about another tensor.
+
+        Raises:
+            KeyMapError: `where` does not say what a hole stands for, or the way back is lost.
+        """
+        values = Pattern(self.target).match(target)
+        if values is None:
+            return None
+        return tuple(self._fill(Pattern(one), self._there(values, target), target)
+                     for one in self.sources)  # fmt: skip
 
     def source_of(self, target: str) -> str | None:
-        """The source name for a target name; None when the rule is about another tensor."""
-        return self._across(Pattern(self.target), Pattern(self.source), target)
+        """The first source name for a target name."""
+        found = self.sources_of(target)
+        return found[0] if found is not None else None
 
     def target_of(self, source: str) -> str | None:
         """The target name for a source name; None when the rule is about another tensor."""
-        return self._across(Pattern(self.source), Pattern(self.target), source)
+        for pattern in self.sources:
+            values = Pattern(pattern).match(source)
+            here = self._here(values) if values is not None else None
+            if here is not None:
+                return self._fill(Pattern(self.target), here, source)
+        return None
 
-    def _across(self, here: Pattern, there: Pattern, name: str) -> str | None:
-        values = here.match(name)
-        if values is None:
-            return None
+    def _fill(self, there: Pattern, values: dict[str, str], name: str) -> str:
         mapped = there.fill(values)
         if there.match(mapped) != values:
             raise KeyMapError(
@@ -114,6 +181,35 @@ class Rule:
                 "put a dot between the holes, and use one {p*} at most"
             )
         return mapped
+
+    def _there(self, values: dict[str, str], name: str) -> dict[str, str]:
+        there = dict(values)
+        for hole, table in self.where.items():
+            if values[hole] not in table:
+                raise KeyMapError(
+                    f'{self}: "{name}": where.{hole} says nothing of {values[hole]}; it has '
+                    f"{', '.join(table)}"
+                )
+            there[hole] = table[values[hole]]
+        return there
+
+    def _here(self, values: dict[str, str]) -> dict[str, str] | None:
+        """Hole values at the target; the first of those that share a source."""
+        here = dict(values)
+        for hole, table in self.where.items():
+            found = next((k for k, v in table.items() if v == values[hole]), None)
+            if found is None:
+                return None
+            here[hole] = found
+        return here
+
+
+def _pairs(values: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(values, Mapping):
+        return values.items()
+    if isinstance(values, list | tuple):
+        return enumerate(values)
+    raise KeyMapError(f"where: a list (by number) or a mapping; found {values!r}")
 
 
 class KeyMap:
@@ -125,34 +221,60 @@ class KeyMap:
 
     def __init__(self, rules: Iterable[Rule] = ()) -> None:
         self.rules = list(rules)
-        self._used: set[Rule] = set()
+        self._used: set[int] = set()
 
-    def source_of(self, target: str) -> str:
-        """The source name of a target name.
+    @classmethod
+    def parse(cls, rules: Mapping[str, Any]) -> KeyMap:
+        """Rules as they are written in a recipe: target pattern -> source."""
+        return cls(Rule.parse(target, written) for target, written in rules.items())
+
+    def rule_of(self, target: str) -> tuple[Rule, tuple[str, ...]] | None:
+        """The rule for a target name with the source names; None: the name is kept.
 
         Raises:
             KeyMapError: two rules match.
         """
-        return self._map(target, backwards=False)
+        hits = []
+        for index, rule in enumerate(self.rules):
+            found = rule.sources_of(target)
+            if found is not None:
+                hits.append((index, rule, found))
+        if len(hits) > 1:
+            shown = " and ".join(str(rule) for _, rule, _ in hits)
+            raise KeyMapError(f'"{target}": more than one rule matches: {shown}')
+        if not hits:
+            return None
+        self._used.add(hits[0][0])
+        return hits[0][1:]
+
+    def source_of(self, target: str) -> str:
+        """The (first) source name of a target name.
+
+        Raises:
+            KeyMapError: two rules match.
+        """
+        hit = self.rule_of(target)
+        return hit[1][0] if hit is not None else target
 
     def target_of(self, source: str) -> str:
-        """The target name of a source name: the map run backwards."""
-        return self._map(source, backwards=True)
+        """The target name of a source name: the map run backwards.
 
-    def _map(self, name: str, *, backwards: bool) -> str:
+        Raises:
+            KeyMapError: two rules match.
+        """
         hits = []
-        for rule in self.rules:
-            mapped = rule.target_of(name) if backwards else rule.source_of(name)
+        for index, rule in enumerate(self.rules):
+            mapped = rule.target_of(source)
             if mapped is not None:
-                hits.append((rule, mapped))
+                hits.append((index, rule, mapped))
         if len(hits) > 1:
-            shown = " and ".join(str(rule) for rule, _ in hits)
-            raise KeyMapError(f'"{name}": more than one rule matches: {shown}')
+            shown = " and ".join(str(rule) for _, rule, _ in hits)
+            raise KeyMapError(f'"{source}": more than one rule matches: {shown}')
         if not hits:
-            return name
+            return source
         self._used.add(hits[0][0])
-        return hits[0][1]
+        return hits[0][2]
 
     def unused(self) -> list[Rule]:
         """Rules that have matched nothing so far."""
-        return [rule for rule in self.rules if rule not in self._used]
+        return [rule for index, rule in enumerate(self.rules) if index not in self._used]

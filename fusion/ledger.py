@@ -12,7 +12,7 @@ from typing import Any
 
 from fusion.errors import LedgerError
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Origin(StrEnum):
@@ -29,7 +29,9 @@ class Entry:
     """What is known of one tensor.
 
     `digest` is of the bytes at composition; `saved_digest` of the bytes that were last saved, which
-    differs from it once the tensor has been trained.
+    differs from it once the tensor has been trained. `keys` are the source tensors it was made of,
+    `operations` what was done to them, as in a rule; where they are of several checkpoints,
+    `sources` says of which one each is.
     """
 
     name: str
@@ -39,13 +41,26 @@ class Entry:
     origin: Origin
     frozen: bool = False
     source: str | None = None
-    key: str | None = None
-    operations: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    operations: tuple[Any, ...] = ()
     digest: str | None = None
     rule: str | None = None
     seed: int | None = None
     tied_to: str | None = None
     saved_digest: str | None = None
+    sources: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str | None:
+        """The source tensor, the first one of several."""
+        return self.keys[0] if self.keys else None
+
+    @property
+    def origins(self) -> tuple[tuple[str, str], ...]:
+        """(source, key) of every source tensor it was made of."""
+        if self.source is None:
+            return ()
+        return tuple(zip(self.sources or (self.source,) * len(self.keys), self.keys, strict=True))
 
     @property
     def numel(self) -> int:
@@ -152,7 +167,8 @@ class Ledger:
             ledger = cls(ignored=dict(raw["ignored"]))
             for row in raw["entries"]:
                 row["shape"] = tuple(int(size) for size in row.get("shape", ()))
-                row["operations"] = tuple(row.get("operations", ()))
+                for listed in ("keys", "operations", "sources"):
+                    row[listed] = tuple(row.get(listed, ()))
                 row["origin"] = Origin(row["origin"])
                 ledger.add(Entry(**row))
         except LedgerError as error:

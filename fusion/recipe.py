@@ -44,6 +44,20 @@ class SentencePieceSpec(Strict):
     character_coverage: float = Field(default=1.0, gt=0.9, le=1.0)
 
 
+class RuleSpec(Strict):
+    """A rule that does more than rename."""
+
+    source: str | list[str] = Field(
+        alias="from", description="source name pattern; several are joined by the first operation"
+    )
+    ops: list[str | dict[str, Any]] = Field(
+        default_factory=list, description="operations in order: transpose, {split: {...}}, ..."
+    )
+    where: dict[str, list[str | int] | dict[str | int, str | int]] = Field(
+        default_factory=dict, description="hole: what each of its values is called at the source"
+    )
+
+
 class PartSpec(Strict):
     """What host and encoders have in common: where their tensors come from."""
 
@@ -53,8 +67,12 @@ class PartSpec(Strict):
         "or (host only) recipe:FILE",
     )
     freeze: bool = False
-    rules: dict[str, str] = Field(
+    rules: dict[str, str | RuleSpec] = Field(
         default_factory=dict, description="target name pattern <- source name pattern"
+    )
+    new_tensors: dict[str, str] = Field(
+        default_factory=dict,
+        description="target name pattern of tensors that the source lacks: init rule",
     )
     ignore: dict[str, str] = Field(
         default_factory=dict, description="source name pattern not to load: the reason"
@@ -477,7 +495,27 @@ def _anchor_part(part: dict[str, Any], folder: Path) -> dict[str, Any]:
     for key in ("source", "tokenizer"):
         if isinstance(part.get(key), str):
             part[key] = _anchor_source(part[key], folder)
+    if isinstance(part.get("rules"), dict):
+        part["rules"] = {
+            target: _anchor_rule(rule, folder) if isinstance(rule, dict) else rule
+            for target, rule in part["rules"].items()
+        }
     return part
+
+
+def _anchor_rule(rule: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Vocabulary files of a rule are relative to the recipe too."""
+    if not isinstance(rule.get("ops"), list):
+        return rule
+    ops: list[Any] = []
+    for op in rule["ops"]:
+        given = op.get("vocabulary") if isinstance(op, dict) else None
+        if isinstance(given, dict):
+            files = {k: v for k, v in given.items() if k in ("old", "new") and isinstance(v, str)}
+            given = given | {key: _absolute(file, folder) for key, file in files.items()}
+            op = op | {"vocabulary": given}
+        ops.append(op)
+    return rule | {"ops": ops}
 
 
 def _anchor_source(source: str, folder: Path) -> str:
@@ -600,6 +638,10 @@ def _fields_at(location: list[int | str]) -> list[str]:
     return list(model.model_fields)
 
 
+def _encoder_parts(recipe: Recipe) -> list[tuple[str, PartSpec]]:
+    return [(f"encoders.{name}", spec) for name, spec in recipe.encoders.items()]
+
+
 def _unknown_names(recipe: Recipe) -> list[str]:
     problems: list[str] = []
     new = recipe.host.new
@@ -623,6 +665,11 @@ def _unknown_names(recipe: Recipe) -> list[str]:
             problems.append(f"encoders.{name}: no glue reads it; remove it or add glue")
     if recipe.encoders and not recipe.glue:
         problems.append("glue: is missing: the encoders' memory would go nowhere")
+    for where, part in [("host", recipe.host), *_encoder_parts(recipe)]:
+        for pattern, rule in part.new_tensors.items():
+            if (kind := rule.partition(":")[0]) not in INITS.names():
+                near = _near(kind, INITS)
+                problems.append(f'{where}.new_tensors.{pattern}: no init "{kind}"{near}')
     problems += _glue_problems(recipe)
     known_arguments = [*TrainSpec.model_fields, *training_argument_names()]
     for argument in recipe.train.arguments:

@@ -187,7 +187,10 @@ INITS: Registry[Any] = Registry(
     "inits",
     {
         name: f"fusion.inits:{name}"
-        for name in ("transformer", "xavier", "normal", "zeros", "ones", "default")
+        for name in (
+            *("transformer", "xavier", "normal", "zeros", "ones", "default", "identity"),
+            *("orthogonal", "copy", "mean_rows"),
+        )
     },
 )
 ALL: tuple[Registry[Any], ...] = (HOSTS, ENCODERS, GLUE, SOURCES, INITS)

@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
@@ -27,6 +26,7 @@ from fusion.checkpoints.source import Source, tensor_digest
 from fusion.errors import FusionError, LedgerError, ModelError, SourceError
 from fusion.ledger import Entry, Ledger, Origin
 from fusion.model import FusedConfig, FusedModel
+from fusion.operations import parse, run
 from fusion.processor import FusionProcessor
 from fusion.warmstart import parameters_on_meta, warm_start
 
@@ -271,8 +271,9 @@ def verify_model(path: str | Path) -> list[str]:
     problems: list[str] = []
     for prefix, source in part_sources(model, directory).items():
         problems += _verify_part(ledger, prefix, source)
+    opened: dict[str, Source] = {}
     for location in sorted({e.source for e in ledger if e.frozen and e.source is not None}):
-        problems += _verify_source(ledger, location)
+        problems += _verify_source(ledger, location, opened)
     return problems
 
 
@@ -300,7 +301,7 @@ def _verify_part(ledger: Ledger, prefix: str, source: Source) -> list[str]:
     return problems
 
 
-def _verify_source(ledger: Ledger, location: str) -> list[str]:
+def _verify_source(ledger: Ledger, location: str, opened: dict[str, Source]) -> list[str]:
     """Frozen tensors against the checkpoint they came from; silent where it is no longer there."""
     try:
         source = open_source(location)
@@ -309,18 +310,30 @@ def _verify_source(ledger: Ledger, location: str) -> list[str]:
         return [] if "no such" in str(error) or "no installed" in str(error) else [str(error)]
     problems = []
     for entry in ledger:
-        if not (entry.frozen and entry.source == location and entry.key is not None):
+        if not (entry.frozen and entry.source == location and entry.keys):
             continue
-        if entry.key not in headers:
-            problems.append(f"{entry.name}: {location} no longer has {entry.key}")
-        elif _as_loaded(source, entry) != entry.digest:
-            problems.append(f"{entry.name}: {location}: {entry.key} is no longer what was loaded")
+        gone = [key for key in entry.keys if key not in headers]
+        if gone and not entry.sources:
+            problems.append(f"{entry.name}: {location} no longer has {' + '.join(gone)}")
+        elif tensor_digest(made_again(entry, opened)) != entry.digest:
+            what = " + ".join(entry.keys)
+            problems.append(f"{entry.name}: {location}: {what} is no longer what was loaded")
     return problems
 
 
-def _as_loaded(source: Source, entry: Entry) -> str:
-    assert entry.key is not None
-    return tensor_digest(source.read(entry.key).to(getattr(torch, entry.dtype)))
+def made_again(entry: Entry, opened: dict[str, Source]) -> Tensor:
+    """A tensor made from its source as the ledger says.
+
+    Args:
+        opened: sources by location, so that each is opened once
+    """
+    tensors = []
+    for location, key in entry.origins:
+        if location not in opened:
+            opened[location] = open_source(location)
+        tensors.append(opened[location].read(key))
+    steps = [parse(data) for data in entry.operations if data != "rename"]
+    return run(steps, tensors)[0]
 
 
 def read_ledger(path: str | Path) -> Ledger:

@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fusion.checkpoints.source import Source, TensorInfo, tensor_digest
-from fusion.errors import LedgerError, WarmStartError, nearest
+from fusion.checkpoints.directory import open_source
+from fusion.checkpoints.source import Source, tensor_digest
+from fusion.errors import LedgerError, WarmStartError
 from fusion.inits import generator_for
-from fusion.keymap import KeyMap, Pattern, Rule
 from fusion.ledger import Entry, Ledger, Origin
+from fusion.operations import run
+from fusion.planning import (
+    FROM_ANOTHER,
+    Catalogue,
+    Instructions,
+    Plan,
+    every_tensor,
+    make_plan,
+    owner_of,
+)
 from fusion.registry import INITS
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What warm_start will do: a ledger without digests, and the problems that forbid it."""
-
-    ledger: Ledger
-    problems: tuple[str, ...] = ()
+Sources = Source | str | Path | Mapping[str, Source | str | Path] | None
 
 
 @contextlib.contextmanager
@@ -54,59 +59,56 @@ def parameters_on_meta() -> Iterator[None]:
 
 def warm_start(
     module: nn.Module,
-    source: Source | None = None,
+    source: Sources = None,
     *,
-    rules: Mapping[str, str] | None = None,
+    rules: Mapping[str, Any] | None = None,
     ignore: Mapping[str, str] | None = None,
     init: Mapping[str, str] | None = None,
     compute: Callable[[nn.Module], None] | None = None,
     computed: Callable[[str], bool] = lambda name: False,
     seed: int = 0,
     prefix: str = "",
+    allow_nonfinite: bool = False,
 ) -> Ledger:
     """Give every parameter and buffer of a module its values, in place.
 
     Args:
-        source: the checkpoint; a target tensor is read from the source tensor of the same name, or
-            of the name that a rule gives
-        rules: target pattern <- source pattern (see keymap)
+        source: the checkpoint (a path, hub id, package path or Source), or several by name; a
+            target tensor is read from the source tensor of the same name, or of the name that a
+            rule gives (`NAME:KEY` where sources have names)
+        rules: target pattern <- source pattern, or a mapping with operations (see keymap)
         ignore: source pattern that is not loaded -> the reason
         init: target pattern of tensors that start from nothing -> name of an init rule
         compute: fills a module's own tensors that its class computes (positions, say)
         computed: whether a target tensor that the source lacks is computed
         seed: with the tensor's full name, decides the values of an initialised tensor
         prefix: of the names in seeds and messages, where the module is a part of a larger one
+        allow_nonfinite: take source tensors that hold NaN or infinity
 
     Returns:
         The verified ledger: one entry per parameter and buffer.
 
     Raises:
-        WarmStartError: lists every tensor that is missing, left over, or of another shape or dtype.
+        WarmStartError: lists every tensor that is missing, left over, of another shape or dtype,
+            or not finite; the module is as it was.
         LedgerError: a tensor ended up on meta, or a tie was lost.
     """
-    decided = plan(
-        module,
-        source,
-        rules=rules,
-        ignore=ignore,
-        init=init,
-        computed=computed,
-        seed=seed,
-        prefix=prefix,
-    )
-    problems = decided.problems or _torn(source, decided.ledger, prefix)
+    told = Instructions(rules or {}, ignore or {}, init or {}, computed, seed, prefix)
+    catalogue = Catalogue(_opened(source))
+    decided = make_plan(module, catalogue, told)
+    problems = decided.problems or _unsound(decided, catalogue, prefix, allow_nonfinite)
     if problems:
         raise WarmStartError("\n".join(problems))
-    ledger = _apply(module, source, decided.ledger, compute, prefix)
+    ledger = _Filler(module, catalogue, decided, compute, prefix).fill()
     verify_total(module, ledger)
     return ledger
 
 
 def plan(
     module: nn.Module,
-    source: Source | None = None,
+    source: Sources = None,
     *,
-    rules: Mapping[str, str] | None = None,
+    rules: Mapping[str, Any] | None = None,
     ignore: Mapping[str, str] | None = None,
     init: Mapping[str, str] | None = None,
     computed: Callable[[str], bool] = lambda name: False,
@@ -114,201 +116,142 @@ def plan(
     prefix: str = "",
 ) -> Plan:
     """Decide where every tensor comes from, from headers only. Arguments as `warm_start`."""
-    keymap = KeyMap(Rule(target, src) for target, src in (rules or {}).items())
-    headers = dict(source.tensors()) if source is not None else {}
-    where = source.location if source is not None else "no source"
-    inits = {Pattern(pattern): rule for pattern, rule in (init or {}).items()}
-    ledger = Ledger()
-    problems: list[str] = []
-    used: set[str] = set()
-    for names, tensor, kind in _tensors(module):
-        persistent = kind != "buffer" or _is_persistent(module, names[0])
-        found = [(n, k) for n in names if (k := keymap.source_of(n)) in headers]
-        name = found[0][0] if found and persistent else names[0]
-        entry = Entry(
-            name=name,
-            kind=kind,
-            shape=tuple(tensor.shape),
-            dtype=str(tensor.dtype).removeprefix("torch."),
-            origin=Origin.COMPUTED,
-            frozen=not tensor.requires_grad,
-        )
-        rule = next((r for p, r in inits.items() if p.match(name) is not None), None)
-        if not persistent:
-            entry = replace(entry, rule="the module's constructor")
-        elif found:
-            used.update(key for _, key in found)
-            for alias, key in found:
-                if problem := _misfit(headers[key], tensor):
-                    problems.append(f"{prefix}{alias}: {problem} in {where}: {key}")
-            operations = ("rename",) if found[0][1] != name else ()
-            entry = replace(
-                entry,
-                origin=Origin.LOADED,
-                source=where,
-                key=found[0][1],
-                operations=operations,
-            )
-        elif rule is not None:
-            entry = replace(entry, origin=Origin.INITIALISED, rule=rule, seed=seed)
-        elif any(computed(n) for n in names):
-            entry = replace(entry, rule="the model's own class")
-        else:
-            wanted = keymap.source_of(name)
-            problems.append(
-                f"{prefix}{name}: would start from nothing: {where} has no {wanted}"
-                f"{nearest(wanted, headers)}"
-            )
-        ledger.add(entry)
-        keys = dict(found) if persistent else {}
-        for alias in names:
-            if alias != name:
-                tied = replace(_bare(entry), name=alias, origin=Origin.TIED, tied_to=name)
-                ledger.add(replace(tied, key=keys.get(alias)))
-    problems += _left_over(headers, used, ignore or {}, ledger, where, prefix)
-    problems += [
-        f"{prefix}{rule.target}: the rule from {rule.source} matches no tensor"
-        for rule in keymap.unused()
-    ]
-    return Plan(ledger, tuple(problems))
+    told = Instructions(rules or {}, ignore or {}, init or {}, computed, seed, prefix)
+    return make_plan(module, Catalogue(_opened(source)), told)
 
 
-def _bare(entry: Entry) -> Entry:
-    """A tied tensor has no origin of its own."""
-    return replace(entry, source=None, key=None, operations=(), rule=None, seed=None)
+def _opened(source: Sources) -> dict[str, Source]:
+    if source is None:
+        return {}
+    if isinstance(source, Mapping):
+        return {name: _open(one) for name, one in source.items()}
+    return {"": _open(source)}
 
 
-def _torn(source: Source | None, ledger: Ledger, prefix: str) -> list[str]:
-    """Tied tensors that the source has under several names, with different values."""
+def _open(source: Source | str | Path) -> Source:
+    return source if isinstance(source, Source) else open_source(source)
+
+
+def _unsound(decided: Plan, catalogue: Catalogue, prefix: str, allow_nonfinite: bool) -> list[str]:
+    """What only the values tell: NaN, infinity, and tied tensors that differ at the source."""
     problems = []
-    for entry in ledger:
-        if source is None or entry.tied_to is None or entry.key is None:
+    for name, keys in decided.keys.items():
+        for source, key in map(catalogue.find, keys):
+            bad = None if allow_nonfinite else source.nonfinite(key)
+            if bad is not None:
+                problems.append(
+                    f"{prefix}{name}: {source.location}: {key} holds {bad}; "
+                    "allow_nonfinite takes it all the same"
+                )
+    for entry in decided.ledger:
+        if entry.tied_to is None or entry.name not in decided.keys:
             continue
-        first = ledger[entry.tied_to].key
-        if first is None or first == entry.key:
-            continue
-        if tensor_digest(source.read(first)) != tensor_digest(source.read(entry.key)):
+        first = entry.tied_to
+        if _made_of(decided, catalogue, first) != _made_of(decided, catalogue, entry.name):
             problems.append(
-                f"{prefix}{entry.name}: is tied to {prefix}{entry.tied_to}, but {source.location} "
-                f"has different values in {entry.key} and {first}"
+                f"{prefix}{entry.name}: is tied to {prefix}{first}, but {catalogue.location} has "
+                f"different values in {decided.keys[entry.name][0]} and {decided.keys[first][0]}"
             )
     return problems
 
 
-def _left_over(
-    headers: Mapping[str, TensorInfo],
-    used: set[str],
-    ignore: Mapping[str, str],
-    ledger: Ledger,
-    where: str,
-    prefix: str,
-) -> list[str]:
-    problems = []
-    patterns = {Pattern(pattern): reason for pattern, reason in ignore.items()}
-    for key in headers:
-        if key in used:
-            continue
-        reason = next((r for p, r in patterns.items() if p.match(key) is not None), None)
-        if reason is None:
-            head = key.split(".")[0]
-            targets = [entry.name for entry in ledger]
-            problems.append(
-                f"{prefix}(nothing): {where} has {key}, which no tensor takes"
-                f"{nearest(key, targets)}; to leave it out: ignore: "
-                f'{{"{head}.{{rest*}}": "the reason"}}'
-            )
-        else:
-            ledger.ignored[key] = reason
-    return problems
+def _made_of(decided: Plan, catalogue: Catalogue, name: str) -> list[Any]:
+    found = [source.digest(key) for source, key in map(catalogue.find, decided.keys[name])]
+    return [*found, *(step.to_data() for step in decided.operations[name])]
 
 
-def _misfit(info: TensorInfo, tensor: Tensor) -> str | None:
-    if info.shape != tuple(tensor.shape):
-        hint = "; transposed?" if info.shape == tuple(tensor.shape)[::-1] else ""
-        return f"shape {list(tensor.shape)} expected, {list(info.shape)}{hint} found"
-    if torch.promote_types(info.dtype, tensor.dtype) != tensor.dtype:
-        return f"dtype {tensor.dtype} expected, {info.dtype} found (the cast would lose precision)"
-    return None
+class _Filler:
+    """Fills every tensor of a module as planned, and writes down what each one is."""
 
+    def __init__(
+        self,
+        module: nn.Module,
+        catalogue: Catalogue,
+        decided: Plan,
+        compute: Callable[[nn.Module], None] | None,
+        prefix: str,
+    ) -> None:
+        self.module, self.catalogue, self.decided = module, catalogue, decided
+        self.compute, self.prefix = compute, prefix
+        self.taken: set[str] = set()
 
-def _tensors(module: nn.Module) -> Iterator[tuple[list[str], Tensor, str]]:
-    """Every parameter and buffer once, with all the names it goes by."""
-    groups: dict[int, tuple[list[str], Tensor, str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        groups.setdefault(id(parameter), ([], parameter, "parameter"))[0].append(name)
-    for name, buffer in module.named_buffers(remove_duplicate=False):
-        groups.setdefault(id(buffer), ([], buffer, "buffer"))[0].append(name)
-    yield from groups.values()
+    def fill(self) -> Ledger:
+        done = {entry.name: entry for entry in self.decided.ledger}
+        steps = {
+            Origin.LOADED: self._load,
+            Origin.INITIALISED: self._initialise,
+            Origin.COMPUTED: self._computed,
+            Origin.TIED: self._tie,
+        }
+        for entry in sorted(done.values(), key=_turn):
+            done[entry.name] = steps[entry.origin](entry)
+        return Ledger(done, dict(self.decided.ledger.ignored))
 
+    def _load(self, entry: Entry) -> Entry:
+        places = [self.catalogue.find(key) for key in self.decided.keys[entry.name]]
+        operations = self.decided.operations[entry.name]
+        tensors = [source.read(key) for source, key in places]
+        value, _ = run(operations, tensors)
+        if self._is_shared(value, entry):
+            value = value.clone()
+        self._set(entry, value)
+        source, key = places[0]
+        digest = tensor_digest(value) if operations else source.digest(key)
+        return replace(entry, digest=digest)
 
-def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, leaf = name.rpartition(".")
-    return module.get_submodule(path), leaf
+    def _is_shared(self, value: Tensor, entry: Entry) -> bool:
+        """Whether two targets would train one memory: a piece of a tensor, or one taken twice."""
+        keys = self.decided.keys[entry.name]
+        again = any(key in self.taken for key in keys)
+        self.taken.update(keys)
+        return again or value.untyped_storage().nbytes() > value.nbytes
 
-
-def _is_persistent(module: nn.Module, name: str) -> bool:
-    owner, leaf = _owner(module, name)
-    return leaf not in owner._non_persistent_buffers_set
-
-
-def _apply(
-    module: nn.Module,
-    source: Source | None,
-    ledger: Ledger,
-    compute: Callable[[nn.Module], None] | None,
-    prefix: str,
-) -> Ledger:
-    """Fill every tensor. Values are set on the owner, then on every tied name."""
-    done = Ledger(ignored=ledger.ignored)
-    for entry in ledger:
-        digest = None
-        if entry.origin is Origin.LOADED:
-            assert source is not None and entry.key is not None
-            value = source.read(entry.key)
-            wanted = getattr(torch, entry.dtype)
-            operations = entry.operations
-            if value.dtype != wanted:
-                value, operations = value.to(wanted), (*operations, f"cast from {value.dtype}")
-            _set(module, entry, value)
-            entry = replace(entry, operations=operations)
-            digest = tensor_digest(value)
-        elif entry.origin is Origin.INITIALISED:
-            value = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype))
-            _set(module, entry, value)
-            owner, leaf = _owner(module, entry.name)
-            assert entry.rule is not None and entry.seed is not None
-            with torch.no_grad():
-                target: Tensor = getattr(owner, leaf)
-                generator = generator_for(entry.seed, prefix + entry.name)
-                INITS.get(entry.rule)(target, owner, generator)
-            digest = tensor_digest(target)
-        elif entry.origin is Origin.COMPUTED:
-            owner, leaf = _owner(module, entry.name)
-            if getattr(owner, leaf).is_meta:
-                _set(module, entry, torch.zeros(entry.shape, dtype=getattr(torch, entry.dtype)))
-                if compute is not None:
-                    compute(owner)
-            digest = tensor_digest(getattr(owner, leaf))
-        elif entry.origin is Origin.TIED:
-            assert entry.tied_to is not None
-            first, leaf = _owner(module, entry.tied_to)
-            owner, alias = _owner(module, entry.name)
-            setattr(owner, alias, getattr(first, leaf))
-            entry = replace(entry, key=None)
-        done.add(replace(entry, digest=digest))
-    return done
-
-
-def _set(module: nn.Module, entry: Entry, value: Tensor) -> None:
-    owner, leaf = _owner(module, entry.name)
-    old: Any = getattr(owner, leaf)
-    if not old.is_meta:
+    def _initialise(self, entry: Entry) -> Entry:
+        assert entry.rule is not None and entry.seed is not None
+        self._set(entry, torch.empty(entry.shape, dtype=getattr(torch, entry.dtype)))
+        owner, leaf = owner_of(self.module, entry.name)
+        target: Tensor = getattr(owner, leaf)
+        kind, _, other = entry.rule.partition(":")
+        more: list[Tensor] = []
+        if kind in FROM_ANOTHER:
+            holder, there = owner_of(self.module, other)
+            more = [getattr(holder, there)]
         with torch.no_grad():
-            old.copy_(value)
-    elif entry.kind == "parameter":
-        setattr(owner, leaf, nn.Parameter(value, requires_grad=not entry.frozen))
-    else:
-        owner._buffers[leaf] = value
+            generator = generator_for(entry.seed, self.prefix + entry.name)
+            INITS.get(kind)(target, owner, generator, *more)
+        return replace(entry, digest=tensor_digest(target))
+
+    def _computed(self, entry: Entry) -> Entry:
+        owner, leaf = owner_of(self.module, entry.name)
+        if getattr(owner, leaf).is_meta:
+            self._set(entry, torch.zeros(entry.shape, dtype=getattr(torch, entry.dtype)))
+            if self.compute is not None:
+                self.compute(owner)
+        return replace(entry, digest=tensor_digest(getattr(owner, leaf)))
+
+    def _tie(self, entry: Entry) -> Entry:
+        assert entry.tied_to is not None
+        first, leaf = owner_of(self.module, entry.tied_to)
+        owner, alias = owner_of(self.module, entry.name)
+        setattr(owner, alias, getattr(first, leaf))
+        return entry
+
+    def _set(self, entry: Entry, value: Tensor) -> None:
+        owner, leaf = owner_of(self.module, entry.name)
+        old: Any = getattr(owner, leaf)
+        if not old.is_meta:
+            with torch.no_grad():
+                old.copy_(value)
+        elif entry.kind == "parameter":
+            setattr(owner, leaf, nn.Parameter(value, requires_grad=not entry.frozen))
+        else:
+            owner._buffers[leaf] = value
+
+
+def _turn(entry: Entry) -> int:
+    """What is made from another tensor of the module comes after it, and ties last."""
+    made = entry.origin is Origin.INITIALISED and (entry.rule or "").split(":")[0] in FROM_ANOTHER
+    return 2 if entry.origin is Origin.TIED else int(made)
 
 
 def verify_total(module: nn.Module, ledger: Ledger) -> None:
@@ -318,7 +261,7 @@ def verify_total(module: nn.Module, ledger: Ledger) -> None:
         LedgerError: lists everything that does not hold.
     """
     problems, seen = [], set()
-    for names, tensor, _ in _tensors(module):
+    for names, tensor, _ in every_tensor(module):
         seen.update(names)
         if tensor.is_meta:
             problems.append(f"{names[0]}: still on meta")
@@ -332,8 +275,8 @@ def verify_total(module: nn.Module, ledger: Ledger) -> None:
     ]
     for entry in ledger:
         if entry.tied_to is not None and entry.name in seen:
-            here, leaf = _owner(module, entry.name)
-            there, root = _owner(module, entry.tied_to)
+            here, leaf = owner_of(module, entry.name)
+            there, root = owner_of(module, entry.tied_to)
             if getattr(here, leaf) is not getattr(there, root):
                 problems.append(f"{entry.name}: no longer tied to {entry.tied_to}")
     if problems:

@@ -23,7 +23,7 @@ ENTRIES = st.builds(
     origin=st.sampled_from(Origin),
     frozen=st.booleans(),
     source=MAYBE,
-    key=MAYBE,
+    keys=st.lists(st.text(max_size=5), max_size=2).map(tuple),
     operations=st.lists(TEXT, max_size=2).map(tuple),
     digest=MAYBE,
     rule=MAYBE,
@@ -36,7 +36,7 @@ LEDGERS = st.builds(
     st.lists(ENTRIES, max_size=5),
     st.dictionaries(TEXT, TEXT, max_size=3),
 )
-WEIGHT = Entry("a.weight", "parameter", (2, 3), "float32", Origin.LOADED, source="s", key="w")
+WEIGHT = Entry("a.weight", "parameter", (2, 3), "float32", Origin.LOADED, source="s", keys=("w",))
 TIED = Entry("b.weight", "parameter", (2, 3), "float32", Origin.TIED, tied_to="a.weight")
 BIAS = Entry("c.bias", "parameter", (5,), "float32", Origin.INITIALISED, rule="zeros", seed=0)
 FROZEN = Entry("d.scale", "parameter", (), "float32", Origin.LOADED, frozen=True)
@@ -126,7 +126,7 @@ ROW = '{"name": "a", "kind": "parameter", "shape": [1], "dtype": "float32", "ori
 
 
 def test_the_smallest_file_is_read() -> None:
-    text = f'{{"format": 1, "ignored": {{}}, "entries": [{ROW}]}}'
+    text = f'{{"format": 2, "ignored": {{}}, "entries": [{ROW}]}}'
     assert Ledger.from_json(text, "x")["a"].shape == (1,)
 
 
@@ -136,22 +136,22 @@ def test_the_smallest_file_is_read() -> None:
         ("", "not a ledger: JSONDecodeError: "),
         ("[]", "not a ledger: TypeError: "),
         ("{}", "not a ledger: KeyError: 'format'"),
-        ('{"format": 2}', "ledger format 2; this version reads 1"),
-        ('{"format": 1}', "not a ledger: KeyError: 'ignored'"),
-        ('{"format": 1, "ignored": {}, "entries": ["a"]}', "not a ledger: AttributeError: "),
-        ('{"format": 1, "ignored": {}, "entries": 3}', "not a ledger: TypeError: "),
-        ('{"format": 1, "ignored": [3], "entries": []}', "not a ledger: TypeError: "),
-        (f'{{"format": 1, "ignored": {{}}, "entries": [{ROW}, {ROW}]}}', "a: accounted for twice"),
+        ('{"format": 1}', "ledger format 1; this version reads 2"),
+        ('{"format": 2}', "not a ledger: KeyError: 'ignored'"),
+        ('{"format": 2, "ignored": {}, "entries": ["a"]}', "not a ledger: AttributeError: "),
+        ('{"format": 2, "ignored": {}, "entries": 3}', "not a ledger: TypeError: "),
+        ('{"format": 2, "ignored": [3], "entries": []}', "not a ledger: TypeError: "),
+        (f'{{"format": 2, "ignored": {{}}, "entries": [{ROW}, {ROW}]}}', "a: accounted for twice"),
         (
-            f'{{"format": 1, "ignored": {{}}, "entries": [{ROW.replace("loaded", "found")}]}}',
+            f'{{"format": 2, "ignored": {{}}, "entries": [{ROW.replace("loaded", "found")}]}}',
             "not a ledger: ValueError: 'found' is not a valid Origin",
         ),
         (
-            f'{{"format": 1, "ignored": {{}}, "entries": [{ROW.replace("[1]", """["x"]""")}]}}',
+            f'{{"format": 2, "ignored": {{}}, "entries": [{ROW.replace("[1]", """["x"]""")}]}}',
             "not a ledger: ValueError: ",
         ),
         (
-            f'{{"format": 1, "ignored": {{}}, "entries": [{ROW.replace("dtype", "type")}]}}',
+            f'{{"format": 2, "ignored": {{}}, "entries": [{ROW.replace("dtype", "type")}]}}',
             "not a ledger: TypeError: ",
         ),
     ],

@@ -43,6 +43,14 @@ class Source(ABC):
             SourceError: the bytes cannot be read.
         """
 
+    def digest(self, name: str) -> str:
+        """`tensor_digest` of a stored tensor."""
+        return tensor_digest(self.read(name))
+
+    def nonfinite(self, name: str) -> str | None:
+        """What a stored tensor holds that is not finite: "NaN", "infinity", or None."""
+        return nonfinite(self.read(name))
+
     def header_digest(self) -> str:
         """sha256 of names, shapes, dtypes and file sizes: identifies a file without its weights."""
         digest = hashlib.sha256()
@@ -60,3 +68,10 @@ def tensor_digest(tensor: Tensor) -> str:
     if flat.numel():
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def nonfinite(tensor: Tensor) -> str | None:
+    """ "NaN" or "infinity" where a floating point tensor holds one, else None."""
+    if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+        return None
+    return "NaN" if bool(torch.isnan(tensor).any()) else "infinity"
