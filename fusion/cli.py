@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -13,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fusion.errors import DataError, FusionError
-from fusion.recipe import Recipe, load_recipe, recipe_schema
+from fusion.recipe import Recipe, byte_size, load_recipe, recipe_schema
 from fusion.registry import ALL
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Composite NMT models: a host, pretrained encoders and glue; every tensor accounted for.",
 )
+cache = typer.Typer(no_args_is_help=True, help="The memory of frozen encoders, on disk.")
+app.add_typer(cache, name="cache")
 out = Console(soft_wrap=True)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file")]
@@ -37,24 +42,72 @@ Overrides = Annotated[
 ]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="a saved model, or a run's output")]
 AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
+Full = Annotated[
+    bool, typer.Option("--full", help="save the weights too that are unchanged from their source")
+]
+Moved = Annotated[
+    list[str] | None,
+    typer.Option("--source", metavar="PART=DIR", help="where a part's source is now"),
+]
+CacheDir = Annotated[
+    Path | None, typer.Option("--dir", help="memory_cache.dir of a recipe; default: the usual one")
+]
 Beams = Annotated[int | None, typer.Option(min=1, help="beam size; default: the model's own")]
 
 
 @app.command()
-def plan(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    lock: Annotated[bool, typer.Option("--lock", help="write RECIPE.lock")] = False,
+    diff: Annotated[
+        Path | None, typer.Option(help="another recipe, or a plan's JSON: show what differs")
+    ] = None,
+) -> None:
     """Say where every tensor will come from; reads configs and headers, no weights."""
     loaded = load_recipe(recipe, overrides)
     from fusion import composition
+    from fusion.lock import differences, write_lock
 
     planned = composition.plan(loaded)
-    if as_json:
-        from dataclasses import asdict
-
-        print(json.dumps(asdict(planned), indent=2))
+    content = json.loads(json.dumps(asdict(planned)))
+    if diff is not None:
+        for line in differences(_other_plan(diff), content) or ["the plans are the same"]:
+            out.print(line, highlight=False, markup=False)
+    elif as_json:
+        print(json.dumps(content, indent=2))
     else:
         _print_plan(planned)
     if planned.problems:
         raise FusionError("\n".join(planned.problems))
+    if lock:
+        out.print(f"locked in {write_lock(loaded, recipe)}", highlight=False)
+
+
+def _other_plan(file: Path) -> Any:
+    """The plan of a recipe, or one that `fusion plan --json` printed."""
+    if file.suffix != ".json":
+        from fusion import composition
+
+        return json.loads(json.dumps(asdict(composition.plan(load_recipe(file)))))
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FusionError(f"{file}: not a plan in JSON: {error}") from None
+
+
+@app.command()
+def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Compose, and run one batch forward and backward: neutral start, gradients, frozen parts."""
+    loaded = load_recipe(recipe, overrides)
+    from fusion.train import check as check_recipe
+
+    findings = check_recipe(loaded, say=_say)
+    for line in findings.held:
+        out.print(line, highlight=False, markup=False)
+    if findings.problems:
+        raise FusionError("\n".join(findings.problems))
 
 
 @app.command()
@@ -62,6 +115,7 @@ def build(
     recipe: RecipeFile,
     output: Annotated[Path, typer.Option("-o", "--output", help="directory of the model")],
     overrides: Overrides = None,
+    full: Full = False,
 ) -> None:
     """Compose a recipe's model and save it, untrained."""
     loaded = load_recipe(recipe, overrides)
@@ -69,20 +123,31 @@ def build(
     from fusion.train import build_composition
 
     composition = build_composition(loaded)
-    save_model(composition.model, output, composition.processor)
+    save_model(composition.model, output, composition.processor, full=full)
     out.print(_ledger_table(composition.ledger))
     out.print(f"saved in {output}")
 
 
 @app.command()
-def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    locked: Annotated[
+        bool, typer.Option("--locked", help="refuse if anything differs from RECIPE.lock")
+    ] = False,
+    full: Full = False,
+) -> None:
     """Compose, train, evaluate and save; the same command again resumes."""
     loaded = load_recipe(recipe, overrides)
+    if locked:
+        from fusion.lock import check_lock
+
+        check_lock(loaded, recipe)
     from fusion.composition import host_recipe
     from fusion.train import finished_run, run
 
     first = int(os.environ.get("RANK", "0")) == 0
-    result = run(loaded, say=_say if first else _hush)
+    result = run(loaded, say=_say if first else _hush, full=full)
     if first:
         below = host_recipe(loaded)
         _print_run(loaded, result, finished_run(below) if below is not None else None)
@@ -94,9 +159,10 @@ def translate(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="default: stdin")] = None,
     beams: Beams = None,
     buffer_size: Annotated[int, typer.Option(min=1, help="lines translated at a time")] = 1000,
+    moved: Moved = None,
 ) -> None:
     """Translate raw text: a line in, a line out, in order."""
-    loaded, processor = _load(model)
+    loaded, processor = _load(model, moved)
     from fusion.translate import translate_stream
 
     settings = {} if beams is None else {"num_beams": beams}
@@ -181,7 +247,8 @@ def inspect(
 @app.command()
 def verify(model: Model) -> None:
     """Check by digest that saved tensors are what the ledger says, and frozen ones their source."""
-    from fusion.saved import read_ledger, verify_model
+    from fusion.saved import read_ledger
+    from fusion.verify import verify_model
 
     problems = verify_model(model)
     if problems:
@@ -209,6 +276,77 @@ def list_names() -> None:
 def print_schema() -> None:
     """Print the JSON schema of recipes, for editors."""
     print(json.dumps(recipe_schema(), indent=2))
+
+
+@cache.command(name="ls")
+def list_caches(directory: CacheDir = None, as_json: AsJson = False) -> None:
+    """What is there, least recently used first."""
+    from fusion.memory_cache.listing import caches, shown_bytes
+
+    root = _cache_root(directory)
+    found = caches(root)
+    if as_json:
+        print(json.dumps([one.to_json() for one in found], indent=2))
+        return
+    table = Table("cache", "encoder", "layer", "format", "sentences", "size", "last used")
+    for one in found:
+        used = datetime.fromtimestamp(one.used).strftime("%Y-%m-%d %H:%M")
+        what = (str(one.key.get(key, "?")) for key in ("layer", "format"))
+        encoder = str(one.about.get("source", "?"))
+        size = shown_bytes(one.bytes)
+        table.add_row(one.name[:12], encoder, *what, f"{one.sentences():,}", size, used)
+    out.print(table)
+    out.print(f"{root}: {shown_bytes(sum(one.bytes for one in found))}", highlight=False)
+
+
+@cache.command(name="prune")
+def prune_caches(
+    directory: CacheDir = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(help="remove the least recently used until this is left: 20GB")
+    ] = None,
+    unused_days: Annotated[
+        float | None, typer.Option(min=0, help="remove what was not used for so many days")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="remove all")] = False,
+) -> None:
+    """Remove caches; a run that reads one keeps what it has mapped."""
+    from fusion.memory_cache.listing import prune, shown_bytes
+
+    if max_bytes is None and unused_days is None and not everything:
+        raise FusionError("cache prune: say what goes: --max-bytes 20GB, --unused-days 30 or --all")
+    limit = None if max_bytes is None else byte_size(max_bytes, "--max-bytes")
+    since = None if unused_days is None else time.time() - unused_days * 86400
+    root = _cache_root(directory)
+    removed = prune(root, limit, float("inf") if everything else since)
+    for one in removed:
+        out.print(f"removed {one.directory}: {shown_bytes(one.bytes)}", highlight=False)
+    out.print(f"{root}: {len(removed)} removed", highlight=False)
+
+
+@cache.command(name="verify")
+def verify_caches(directory: CacheDir = None) -> None:
+    """Compare every block with its checksum; a bad one is computed again when it is next needed."""
+    from fusion.memory_cache.listing import bad_blocks, caches
+
+    root = _cache_root(directory)
+    paths = [path for one in caches(root) for path in one.blocks]
+    bad = bad_blocks(paths)
+    if bad:
+        raise FusionError(
+            "\n".join(f"{path}: {why}" for path, why in bad.items())
+            + f"\n{len(bad)} of {len(paths)} blocks are bad; training drops and computes them again"
+        )
+    out.print(f"{root}: all {len(paths)} blocks are what was written", highlight=False)
+
+
+def _cache_root(directory: Path | None) -> Path:
+    from fusion.memory_cache.store import default_directory
+
+    root = default_directory() if directory is None else directory
+    if not root.is_dir() and (directory is not None or root.exists()):
+        raise FusionError(f"{root}: no such directory")
+    return root
 
 
 def main() -> NoReturn:
@@ -244,7 +382,7 @@ def _hush(text: str) -> None:
     """The other ranks say nothing."""
 
 
-def _load(path: Path) -> tuple[FusedModel, FusionProcessor]:
+def _load(path: Path, moved: list[str] | None = None) -> tuple[FusedModel, FusionProcessor]:
     from fusion.saved import find_model
 
     directory = find_model(path)
@@ -253,7 +391,11 @@ def _load(path: Path) -> tuple[FusedModel, FusionProcessor]:
     from fusion.processor import FusionProcessor
     from fusion.saved import load_model
 
-    model = load_model(directory)
+    pairs = [pair.partition("=") for pair in moved or ()]
+    for part, equals, _ in pairs:
+        if not equals:
+            raise FusionError(f"--source {part}: write it as PART=DIR, for example bert=DIR")
+    model = load_model(directory, {part: place for part, _, place in pairs})
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, FusionProcessor.from_pretrained(directory)
 
@@ -294,8 +436,6 @@ def _ledger_table(ledger: Ledger) -> Table:
 
 
 def _print_entry(entry: Entry) -> None:
-    from dataclasses import asdict
-
     for key, value in asdict(entry).items():
         if value not in (None, ()):
             out.print(f"{key}: {value}", highlight=False)

@@ -72,8 +72,13 @@ class RecipePlan:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One part of a recipe, ready for the warm start."""
+class Part:
+    """One part of a recipe, ready for the warm start.
+
+    Attributes:
+        prefix: of its tensors in the model
+        where: its source as the recipe has it
+    """
 
     prefix: str
     source: Source | None
@@ -117,11 +122,9 @@ def compose(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) ->
 def plan(recipe: Recipe) -> RecipePlan:
     """What `compose` would do, from configs and checkpoint headers; reads no weights."""
     notes: list[str] = []
-    planned = recipe
-    if (below := host_recipe(recipe)) is not None and not _is_trained(below):
+    if not is_host_ready(recipe):
         notes.append(f"host: {recipe.host.source} has no output yet; it is trained first")
-        planned = recipe.model_copy(update={"host": below.host, "data": below.data})
-    model, parts = _build(planned, _host_config(planned, None))
+    model, parts = recipe_parts(recipe)
     rows: list[PartPlan] = []
     problems: list[str] = []
     for part in parts:
@@ -134,7 +137,21 @@ def plan(recipe: Recipe) -> RecipePlan:
     return RecipePlan(recipe.name, rows, problems, notes)
 
 
-def _row(part: _Part, module: nn.Module, decided: Plan) -> PartPlan:
+def is_host_ready(recipe: Recipe) -> bool:
+    """False where the host is the output of another recipe that has not been trained."""
+    below = host_recipe(recipe)
+    return below is None or _is_trained(below)
+
+
+def recipe_parts(recipe: Recipe) -> tuple[FusedModel, list[Part]]:
+    """A recipe's model on meta and its parts; a host yet to be trained as it will be."""
+    planned = recipe
+    if (below := host_recipe(recipe)) is not None and not _is_trained(below):
+        planned = recipe.model_copy(update={"host": below.host, "data": below.data})
+    return _build(planned, _host_config(planned, None))
+
+
+def _row(part: Part, module: nn.Module, decided: Plan) -> PartPlan:
     trainable, frozen = decided.ledger.parameters()
     inner = module if part.prefix != "glue." else None
     return PartPlan(
@@ -229,7 +246,7 @@ def _host_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     return load_tokenizer(locate(spec) if spec is not None else host_directory(recipe))
 
 
-def _build(recipe: Recipe, host_config: PretrainedConfig) -> tuple[FusedModel, list[_Part]]:
+def _build(recipe: Recipe, host_config: PretrainedConfig) -> tuple[FusedModel, list[Part]]:
     """The model with its parameters on meta, and every part with its source."""
     try:
         family_of(host_config)
@@ -293,10 +310,10 @@ def _check_limits(recipe: Recipe, model: FusedModel) -> None:
         model.config.encoders[name]["limit"] = part.limit
 
 
-def _parts(recipe: Recipe, model: FusedModel) -> list[_Part]:
+def _parts(recipe: Recipe, model: FusedModel) -> list[Part]:
     host = recipe.host
     if host.new is not None:
-        parts = [_Part("host.", None, "new", init={"{name*}": host.init})]
+        parts = [Part("host.", None, "new", init={"{name*}": host.init})]
     else:
         parts = [_loaded_part("host.", open_source(host_directory(recipe)), host)]
     for name, spec in recipe.encoders.items():
@@ -306,22 +323,22 @@ def _parts(recipe: Recipe, model: FusedModel) -> list[_Part]:
         for place, module in model.glue_modules.items():
             own = place.removeprefix("glue.")
             init |= {f"{own}.{pattern}": rule for pattern, rule in module.initial().items()}
-        parts.append(_Part("glue.", None, "new", init=init | {"{name*}": "transformer"}))
+        parts.append(Part("glue.", None, "new", init=init | {"{name*}": "transformer"}))
     for name, mix in model.mixes.items():
         assert isinstance(mix, LayerMix)
-        parts.append(_Part(f"mixes.{name}.", None, "new", init=mix.initial()))
+        parts.append(Part(f"mixes.{name}.", None, "new", init=mix.initial()))
     return parts
 
 
-def _loaded_part(prefix: str, source: Source, spec: PartSpec) -> _Part:
+def _loaded_part(prefix: str, source: Source, spec: PartSpec) -> Part:
     rules = {
         target: rule if isinstance(rule, str) else rule.model_dump(by_alias=True)
         for target, rule in spec.rules.items()
     }
-    return _Part(prefix, source, str(spec.source), rules, dict(spec.ignore), dict(spec.new_tensors))
+    return Part(prefix, source, str(spec.source), rules, dict(spec.ignore), dict(spec.new_tensors))
 
 
-def _arguments(part: _Part, module: nn.Module, recipe: Recipe) -> dict[str, Any]:
+def _arguments(part: Part, module: nn.Module, recipe: Recipe) -> dict[str, Any]:
     """Keyword arguments of the warm start of one part."""
     no: Callable[[str], bool] = lambda name: False  # noqa: E731
     pretrained = hasattr(module, "base_model_prefix")
@@ -383,7 +400,7 @@ def _usually_ignored(module: nn.Module, source: Source, prefix: str) -> dict[str
     """What transformers leaves out of a class by itself, and what no memory reads."""
     patterns = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
     left_out = {Pattern(p): why for p, why in LEFT_OUT.items()} if prefix != "host." else {}
-    wanted = {name for names, _, _ in every_tensor(module) for name in names}
+    wanted = set(module.state_dict())
     ignored = {}
     for key in source.tensors():
         base = key.removeprefix(f"{module.base_model_prefix}.")

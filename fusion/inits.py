@@ -6,8 +6,10 @@ seed, its name and its rule alone: not on build order, on other parts or on the 
 
 from __future__ import annotations
 
+import copy as copies
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,12 +92,21 @@ def mean_rows(tensor: Tensor, owner: nn.Module, generator: torch.Generator, othe
 def default(tensor: Tensor, owner: nn.Module, generator: torch.Generator) -> None:
     """What the module's own `reset_parameters` gives, under the tensor's own seed.
 
+    It runs on a twin of the module in which every other tensor is on meta: `reset_parameters` fills
+    all of them, and some may be loaded already.
+
     Raises:
         NotImplementedError: the module has no `reset_parameters`.
     """
-    reset = getattr(owner, "reset_parameters", None)
-    if reset is None:
+    if not hasattr(owner, "reset_parameters"):
         raise NotImplementedError(f"{type(owner).__name__} has no reset_parameters")
+    memo: dict[int, object] = {id(tensor): tensor}
+    for other in [*owner.parameters(), *owner.buffers()]:
+        if other is not tensor:
+            meta = other.detach().to("meta")
+            is_parameter = isinstance(other, nn.Parameter)
+            memo[id(other)] = nn.Parameter(meta, other.requires_grad) if is_parameter else meta
+    twin: Any = copies.deepcopy(owner, memo)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator.initial_seed())
-        reset()
+        twin.reset_parameters()

@@ -119,7 +119,7 @@ class Rule:
         """A rule as it is written in a recipe.
 
         Raises:
-            KeyMapError: it has no `from`, or a key that rules do not have.
+            KeyMapError: it has no `from`, a key that rules do not have, or a value of another kind.
         """
         if isinstance(written, str):
             return cls(target, written)
@@ -130,14 +130,24 @@ class Rule:
                 near = nearest(str(key), ["from", "ops", "where"])
                 raise KeyMapError(f'rule "{target}": no key "{key}"{near}')
         source, operations = written["from"], written.get("ops") or ()
+        if not isinstance(source, str) and not _is_list(source, str):
+            raise KeyMapError(
+                f'rule "{target}": from: a pattern or a list of them; found {source!r}'
+            )
         if isinstance(operations, str | Mapping):
             operations = (operations,)
-        where = {
-            str(hole): {str(k): str(v) for k, v in _pairs(values)}
-            for hole, values in (written.get("where") or {}).items()
+        if operations != () and not _is_list(operations, str | Mapping):
+            raise KeyMapError(f'rule "{target}": ops: a list of operations; found {operations!r}')
+        where = written.get("where") or {}
+        if not isinstance(where, Mapping):
+            raise KeyMapError(
+                f'rule "{target}": where: a mapping of holes, {{i: [0, 2]}}; found {where!r}'
+            )
+        tables = {
+            str(hole): {str(k): str(v) for k, v in _pairs(values)} for hole, values in where.items()
         }
-        several = source if isinstance(source, str) else tuple(str(one) for one in source)
-        return cls(target, several, tuple(operations), where)
+        several = source if isinstance(source, str) else tuple(source)
+        return cls(target, several, tuple(operations), tables)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -202,6 +212,29 @@ class Rule:
                 return None
             here[hole] = found
         return here
+
+
+def nearest_pattern(text: str, names: Iterable[str]) -> str:
+    """`nearest` for a pattern that matches none of the names: one with its holes that matches some.
+
+    Without one that is close, the nearest name.
+    """
+    known, parts = list(names), text.split(".")
+    shaped = set()
+    for name in known:
+        found = name.split(".", len(parts) - 1 if parts[-1].endswith("*}") else -1)
+        if len(found) == len(parts):
+            pairs = zip(parts, found, strict=True)
+            shaped.add(".".join(p if _HOLE.fullmatch(p) else here for p, here in pairs))
+    close = nearest(text, shaped)
+    return close if close.startswith("; nearest") else nearest(text, known)
+
+
+def _is_list(value: Any, kind: Any) -> bool:
+    """Whether a value is a list of at least one of a kind."""
+    return isinstance(value, list | tuple) and bool(value) and all(
+        isinstance(one, kind) for one in value
+    )  # fmt: skip
 
 
 def _pairs(values: Any) -> Iterable[tuple[Any, Any]]:

@@ -31,7 +31,7 @@ class Entry:
     `digest` is of the bytes at composition; `saved_digest` of the bytes that were last saved, which
     differs from it once the tensor has been trained. `keys` are the source tensors it was made of,
     `operations` what was done to them, as in a rule; where they are of several checkpoints,
-    `sources` says of which one each is.
+    `sources` says of which one each is. A tied tensor has the keys of its own name, if any.
     """
 
     name: str
@@ -61,6 +61,17 @@ class Entry:
         if self.source is None:
             return ()
         return tuple(zip(self.sources or (self.source,) * len(self.keys), self.keys, strict=True))
+
+    @property
+    def told(self) -> str:
+        """Where the values come from, in words: `net.pt: fc1.weight, scale`, `zeros, seed 0`."""
+        if self.origin is Origin.TIED:
+            return f"to {self.tied_to}"
+        if self.origin is not Origin.LOADED:
+            return f"{self.rule}, seed {self.seed}" if self.seed is not None else f"{self.rule}"
+        places = " + ".join(f"{source}: {key}" for source, key in self.origins)
+        steps = [step if isinstance(step, str) else next(iter(step)) for step in self.operations]
+        return ", ".join([places, *(step for step in steps if step != "rename")])
 
     @property
     def numel(self) -> int:
@@ -96,6 +107,16 @@ class Ledger:
 
     def __getitem__(self, name: str) -> Entry:
         return self.entries[name]
+
+    def __str__(self) -> str:
+        """A line per tensor, what was left out, and the tensors per origin."""
+        rows = [(e.name, str(list(e.shape)), str(e.origin), e.told) for e in self]
+        rows += [(name, "", "left out", why) for name, why in self.ignored.items()]
+        widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+        lines = ["  ".join(f"{text:<{w}}" for text, w in zip(row, [*widths, 0], strict=True))
+                 for row in rows]  # fmt: skip
+        counts = ", ".join(f"{count} {origin}" for origin, count in self.counts().items())
+        return "\n".join([*lines, f"{len(self)} tensors: {counts}"])
 
     def part(self, prefix: str) -> Ledger:
         """The entries below a prefix such as `host.`; names keep the prefix."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -19,6 +21,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
+import fusion.hosts.transformer  # noqa: F401  registers its config
 from fusion.encoders.part import EncoderPart
 from fusion.errors import FusionError, ModelError, RecipeError
 from fusion.glue.base import Glue, Place
@@ -197,8 +200,13 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 placed[site.replace(".", "_")] = module
                 readers.setdefault(site, []).append((module, spec["encoder"]))
             self.glue[spec["name"]] = placed
-        for site, glue in readers.items():
-            attach(sites[site], _Reader(glue, self._board), self.family.rest)
+        self._readers = {site: _Reader(glue, self._board) for site, glue in readers.items()}
+        self._attach()
+
+    def _attach(self) -> None:
+        sites = self.family.find_sites(self.host)
+        for site, reader in self._readers.items():
+            attach(sites[site], reader, self.family.rest)
 
     def _place(self, site: str, encoder: str, family: Family) -> Place:
         config = self.host.config
@@ -224,6 +232,15 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         for module in self.family.find_sites(self.host).values():
             detach(module)
         return self.host
+
+    @contextlib.contextmanager
+    def without_glue(self) -> Iterator[None]:
+        """Within it, the model is its host alone."""
+        self.remove_glue()
+        try:
+            yield
+        finally:
+            self._attach()
 
     @property
     def glue_modules(self) -> dict[str, Glue]:
@@ -251,28 +268,46 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def split_inputs(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """(the encoders' inputs, everything else)."""
-        own = {f"{n}_{k}" for n in self.encoders for k in ("input_ids", "attention_mask")}
+        kinds = ("input_ids", "attention_mask", "memory", "cached")
+        own = {f"{n}_{k}" for n in self.encoders for k in kinds}
         mine = {key: value for key, value in kwargs.items() if key in own}
         return mine, {key: value for key, value in kwargs.items() if key not in own}
 
     def memories(self, inputs: dict[str, Any]) -> Memories:
         """Every encoder's memory of a batch.
 
+        `{encoder}_memory` `[B, S, M]` (`[L, B, S, M]` for a mix) is taken in place of running the
+        encoder, which then needs no ids; beside `{encoder}_cached` `[B]` it is taken where that is
+        True, and the other sentences are encoded.
+
         Raises:
             FusionError: an encoder's ids are missing.
         """
         found = {}
-        for name, encoder in self.encoders.items():
-            ids = inputs.get(f"{name}_input_ids")
-            if ids is None:
+        for name, encoder in self.encoder_parts.items():
+            ids, mask = inputs.get(f"{name}_input_ids"), inputs.get(f"{name}_attention_mask")
+            states = inputs.get(f"{name}_memory")
+            if states is not None:
+                memory = self._given(states, mask)
+                cached = inputs.get(f"{name}_cached")
+                if cached is not None and ids is not None and mask is not None:
+                    rows = ~cached
+                    encoded = encoder(ids[rows], mask[rows]).states
+                    memory.states[..., rows, :, :] = encoded.to(memory.states.dtype)
+            elif ids is not None:
+                memory = encoder(ids, mask)
+            else:
                 raise FusionError(
                     f"{name}_input_ids is missing: encode the raw source text with FusionProcessor"
                 )
-            memory: Memory = encoder(ids, inputs.get(f"{name}_attention_mask"))
             if name in self.mixes:
                 memory.states = self.mixes[name](memory.states)
             found[name] = memory
         return found
+
+    def _given(self, states: Tensor, mask: Tensor | None) -> Memory:
+        """States that were computed before; without a mask, none is padding."""
+        return Memory(states.to(self.dtype), None if mask is None else mask.bool())
 
     def show(self, memories: Memories) -> None:
         """Let the glue in the host's sites read these memories from now on."""
@@ -355,23 +390,35 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, directory: str, *args: Any, **kwargs: Any) -> FusedModel:
-        """Load a saved model; every tensor is accounted for and frozen ones are verified."""
+        """Load a saved model; every tensor is accounted for and frozen ones are verified.
+
+        Args:
+            sources: part (`host` or an encoder's name) -> where its source is now, for parts that
+                were saved without weights
+        """
         from fusion.saved import load_model
 
         kwargs.pop("config", None)
+        sources = kwargs.pop("sources", None)
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
         if args or kwargs:
             raise ModelError(
                 f"{directory}: from_pretrained takes no {', '.join(kwargs) or 'arguments'}"
             )
-        model = load_model(directory)
+        model = load_model(directory, sources)
         return model.to(dtype) if isinstance(dtype, torch.dtype) else model
 
-    def save_pretrained(self, directory: str, *args: Any, **kwargs: Any) -> None:
-        """Save all parts, each as a directory that transformers loads alone, and the ledger."""
+    def save_pretrained(
+        self, directory: str, *args: Any, full: bool = False, **kwargs: Any
+    ) -> None:
+        """Save the ledger and all parts, each as a directory that transformers loads alone.
+
+        Args:
+            full: write the weights as well of parts that are bit for bit what their source gave
+        """
         from fusion.saved import save_model
 
-        save_model(self, directory)
+        save_model(self, directory, full=full)
 
 
 def _build_encoder(spec: dict[str, Any]) -> EncoderPart:

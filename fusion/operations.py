@@ -93,7 +93,7 @@ class Split(Piece):
 
     def apply(self, tensors: list[Tensor]) -> Tensor:
         size = tensors[0].shape[self.dim]
-        if size % self.parts or not 0 <= self.index < self.parts:
+        if self.parts < 1 or size % self.parts or not 0 <= self.index < self.parts:
             raise KeyMapError(f"split: piece {self.index} of {self.parts} of {size} rows")
         length = size // self.parts
         return tensors[0].narrow(self.dim, self.index * length, length)
@@ -130,6 +130,13 @@ class Pick(Piece):
         return torch.stack(pieces, self.dim)
 
 
+def _one_dtype(name: str, tensors: list[Tensor]) -> None:
+    """Joining would promote silently, and the way back would not know from what."""
+    found = list(dict.fromkeys(dtype_name(tensor.dtype) for tensor in tensors))
+    if len(found) > 1:
+        raise KeyMapError(f"{name}: tensors of several dtypes: {', '.join(found)}")
+
+
 @dataclass(frozen=True)
 class Concat(Operation):
     """Several tensors one after another along `dim`: a packed projection from q, k and v."""
@@ -139,6 +146,7 @@ class Concat(Operation):
     sizes: Sequence[int] | None = None
 
     def apply(self, tensors: list[Tensor]) -> Tensor:
+        _one_dtype(self.name, tensors)
         return torch.cat(tensors, self.dim)
 
     def known(self, tensors: list[Tensor]) -> Operation:
@@ -157,6 +165,7 @@ class Stack(Operation):
     dim: int = 0
 
     def apply(self, tensors: list[Tensor]) -> Tensor:
+        _one_dtype(self.name, tensors)
         return torch.stack(tensors, self.dim)
 
     def invert(self, tensor: Tensor) -> list[Tensor]:
@@ -165,11 +174,14 @@ class Stack(Operation):
 
 @dataclass(frozen=True)
 class Average(Operation):
-    """Mean of several tensors, taken in float64."""
+    """Mean of several floating-point tensors, taken in float64."""
 
     name = "average"
 
     def apply(self, tensors: list[Tensor]) -> Tensor:
+        _one_dtype(self.name, tensors)
+        if not tensors[0].is_floating_point():
+            raise KeyMapError(f"average: of {dtype_name(tensors[0].dtype)}")
         return torch.stack([tensor.double() for tensor in tensors]).mean(0).to(tensors[0].dtype)
 
 
@@ -255,7 +267,7 @@ class Cast(Operation):
         return found
 
     def apply(self, tensors: list[Tensor]) -> Tensor:
-        return tensors[0].to(self._dtype(self.to))
+        return _cast(tensors[0], self._dtype(self.to))
 
     def known(self, tensors: list[Tensor]) -> Operation:
         return replace(self, before=dtype_name(tensors[0].dtype))
@@ -265,17 +277,29 @@ class Cast(Operation):
         old, new = self._dtype(self.before), self._dtype(self.to)
         if is_lossy(old, new):
             raise NotInvertibleError(f"cast from {self.before} to {self.to} lost precision")
-        return [tensor.to(old)]
+        return [_cast(tensor, old)]
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of a complex number, the real part where a real one is wanted."""
+    return (tensor if dtype.is_complex or not tensor.is_complex() else tensor.real).to(dtype)
 
 
 @dataclass(frozen=True)
 class Scale(Operation):
-    """Times a number; runs backwards bit for bit where that is a power of two."""
+    """Times a number; runs backwards bit for bit where that is a power of two.
+
+    Except where a result is subnormal: the bits that it lost do not come back.
+    """
 
     name = "scale"
     by: float
 
     def apply(self, tensors: list[Tensor]) -> Tensor:
+        if not math.isfinite(self.by):
+            raise KeyMapError(f"scale: by {self.by}")
+        if not tensors[0].is_floating_point():
+            raise KeyMapError(f"scale: of {dtype_name(tensors[0].dtype)}; cast it first")
         return tensors[0] * self.by
 
     def invert(self, tensor: Tensor) -> list[Tensor]:
@@ -336,6 +360,10 @@ class Positions(Operation):
     before: int | None = None
 
     def apply(self, tensors: list[Tensor]) -> Tensor:
+        rows = len(tensors[0])
+        if tensors[0].dim() != 2 or not 0 <= self.offset < min(rows, self.size):
+            shape = list(tensors[0].shape)
+            raise KeyMapError(f"positions: {shape} to {self.size} with offset {self.offset}")
         head, table = tensors[0][: self.offset], tensors[0][self.offset :]
         size = self.size - self.offset
         if self.method == "extend":
@@ -373,9 +401,13 @@ class Function(Operation):
             if not colon:
                 raise ImportError("write it as module:name")
             function = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:
             raise KeyMapError(f"function {self.path}: {error}") from None
-        result = function(*tensors)
+        try:
+            result = function(*tensors)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise KeyMapError(f"function {self.path}: {reason}") from error
         if not isinstance(result, Tensor):
             raise KeyMapError(f"function {self.path}: gave {type(result).__name__}, no tensor")
         return result
@@ -446,13 +478,14 @@ def run(operations: Sequence[Operation], tensors: list[Tensor]) -> tuple[Tensor,
     for operation in operations:
         if len(tensors) > 1 and not isinstance(operation, JOINS):
             raise KeyMapError(f"{operation.name}: of {len(tensors)} tensors; concat them first")
-        done.append(operation.known(tensors))
         try:
+            known = operation.known(tensors)
             tensors = [operation.apply(tensors)]
         except (RuntimeError, IndexError) as error:
             shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors)
             reason = str(error).splitlines()[0]
             raise KeyMapError(f"{operation.name}: does not fit {shapes}: {reason}") from None
+        done.append(known)
     if len(tensors) > 1:
         raise KeyMapError(f"{len(tensors)} tensors and no operation that joins them: concat, ...")
     return tensors[0], done
@@ -464,5 +497,20 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def is_lossy(old: torch.dtype, new: torch.dtype) -> bool:
-    """Whether a cast may lose precision."""
-    return torch.promote_types(old, new) != new
+    """Whether a cast may change a value: int64 to float32 may, int8 to float32 may not."""
+    if old == new or old == torch.bool:
+        return False
+    if new == torch.bool or (old.is_complex and not new.is_complex):
+        return True
+    is_real = old.is_floating_point or old.is_complex
+    if new.is_floating_point or new.is_complex:
+        wide = torch.finfo(new)
+        if is_real:
+            narrow = torch.finfo(old)
+            fits = wide.max >= narrow.max and wide.smallest_normal <= narrow.smallest_normal
+            return not fits or wide.eps > narrow.eps
+        return torch.iinfo(old).max > 2 / wide.eps
+    if is_real:
+        return True
+    here, there = torch.iinfo(old), torch.iinfo(new)
+    return there.min > here.min or there.max < here.max

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fusion.checkpoints.source import Source, TensorInfo
 from fusion.errors import KeyMapError, RegistryError, nearest
-from fusion.keymap import KeyMap, Pattern, Rule
+from fusion.keymap import KeyMap, Pattern, Rule, nearest_pattern
 from fusion.ledger import Entry, Ledger, Origin
 from fusion.operations import Operation, dtype_name, is_lossy, parse, run
 from fusion.registry import INITS
@@ -101,16 +101,17 @@ class _Planner:
     def plan(self) -> Plan:
         for names, tensor, kind in every_tensor(self.module):
             self._decide(names, tensor, kind)
+        self._check_copies()
         self._left_over()
         targets = list(self.tensors)
         for rule in self.keymap.unused():
             self._problem(
                 rule.target,
                 f"the rule from {' + '.join(rule.sources)} matches no tensor"
-                f"{nearest(rule.target, targets)}",
+                f"{nearest_pattern(rule.target, targets)}",
             )
         for pattern in sorted(self.unused_inits):
-            self._problem(pattern, f"the init matches no tensor{nearest(pattern, targets)}")
+            self._problem(pattern, f"the init matches no tensor{nearest_pattern(pattern, targets)}")
         return Plan(self.ledger, tuple(self.problems), self.keys, self.operations)
 
     def _problem(self, name: str, what: str) -> None:
@@ -118,9 +119,9 @@ class _Planner:
 
     def _decide(self, names: list[str], tensor: Tensor, kind: str) -> None:
         """Give one tensor, with all the names it goes by, its origin."""
-        persistent = kind != "buffer" or is_persistent(self.module, names[0])
-        found = self._loads(names, tensor) if persistent else []
-        name = found[0] if found else names[0]
+        saved = [n for n in names if kind != "buffer" or is_persistent(self.module, n)]
+        found = self._loads(saved, tensor)
+        name = (found or saved or names)[0]
         entry = Entry(
             name=name,
             kind=kind,
@@ -129,8 +130,8 @@ class _Planner:
             origin=Origin.COMPUTED,
             frozen=not tensor.requires_grad,
         )
-        init = self._init_rule(names) if persistent else None
-        if not persistent:
+        init = self._init_rule(saved)
+        if not saved:
             entry = replace(entry, rule="the module's constructor")
         elif found:
             entry = self._loaded(entry)
@@ -150,7 +151,11 @@ class _Planner:
         self.ledger.add(entry)
         for alias in names:
             if alias != name:
-                self.ledger.add(replace(bare(entry), name=alias, origin=Origin.TIED, tied_to=name))
+                tied = replace(bare(entry), name=alias, origin=Origin.TIED, tied_to=name)
+                if alias in self.keys:
+                    here = self._loaded(tied)
+                    tied = replace(tied, keys=here.keys, operations=here.operations)
+                self.ledger.add(tied)
 
     def _loads(self, names: list[str], tensor: Tensor) -> list[str]:
         """The names under which a tensor has a source; `keys` and `operations` say which."""
@@ -261,6 +266,11 @@ class _Planner:
             self._problem(name, str(error))
             return
         if kind not in FROM_ANOTHER:
+            owner = owner_of(self.module, name)[0]
+            if other:
+                self._problem(name, f'init {kind}: takes nothing after a colon; found "{other}"')
+            elif kind == "default" and not hasattr(owner, "reset_parameters"):
+                self._problem(name, f"init default: {type(owner).__name__} has no reset_parameters")
             return
         there = self.tensors.get(other)
         if there is None:
@@ -268,9 +278,22 @@ class _Planner:
             return
         wanted = tensor.shape if kind == "copy" else tensor.shape[1:]
         has = there.shape if kind == "copy" else there.shape[1:]
-        if wanted != has:
-            shapes = f"{list(tensor.shape)}, and {other} is {list(there.shape)}"
-            self._problem(name, f"init {rule}: this tensor is {shapes}")
+        if wanted != has or tensor.dtype != there.dtype or (kind != "copy" and not there.dim()):
+            here = f"{list(tensor.shape)} {dtype_name(tensor.dtype)}"
+            other_one = f"{other} is {list(there.shape)} {dtype_name(there.dtype)}"
+            self._problem(name, f"init {rule}: this tensor is {here}, and {other_one}")
+
+    def _check_copies(self) -> None:
+        """A copy of a copy, or of itself, would depend on the order of filling."""
+        for entry in self.ledger:
+            other = _made_from(entry)
+            if other not in self.ledger.entries:
+                continue
+            root = self.ledger[self.ledger[other].tied_to or other]
+            if root.name == entry.name:
+                self._problem(entry.name, f"init {entry.rule}: that is this tensor itself")
+            elif _made_from(root):
+                self._problem(entry.name, f"init {entry.rule}: {other} is itself {root.rule}")
 
     def _missing(self, name: str) -> None:
         hit = None
@@ -300,12 +323,13 @@ class _Planner:
                 continue
             reason = self._reason(key)
             if reason is None:
-                head = key.split(".")[0]
+                head, dot, _ = key.partition(".")
+                wanted = f"{head}.{{rest*}}" if dot else key
                 self._problem(
                     "(nothing)",
                     f"{self.catalogue.find(key)[0].location} has {key}, which no tensor takes"
                     f"{nearest(key, targets)}; to leave it out: ignore: "
-                    f'{{"{head}.{{rest*}}": "the reason"}}',
+                    f'{{"{wanted}": "the reason"}}',
                 )
             else:
                 self.ledger.ignored[key] = reason
@@ -314,8 +338,14 @@ class _Planner:
                 self._problem(
                     "(nothing)",
                     f"ignore: {pattern.text} matches nothing in {self.catalogue.location}"
-                    f"{nearest(pattern.text, self.catalogue.headers)}",
+                    f"{nearest_pattern(pattern.text, self.catalogue.headers)}",
                 )
+
+
+def _made_from(entry: Entry) -> str:
+    """The tensor that an init copies from; empty: none."""
+    kind, _, other = (entry.rule or "").partition(":")
+    return other if entry.origin is Origin.INITIALISED and kind in FROM_ANOTHER else ""
 
 
 def bare(entry: Entry) -> Entry:

@@ -16,8 +16,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import (
     BaseModel,
+    ByteSize,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -243,6 +245,34 @@ class TrainSpec(BaseModel):
         return dict(self.model_extra or {})
 
 
+class MemoryCacheSpec(Strict):
+    """Frozen encoders' memory of the training text, computed once and read from disk."""
+
+    dir: str | None = Field(
+        default=None, description="default: $XDG_CACHE_HOME/fusion/memory; recipes may share it"
+    )
+    max_bytes: ByteSize | None = Field(
+        default=None,
+        ge=1,
+        description="of the whole directory, such as 20GB; default: the free disk",
+    )
+    format: Literal["fp32", "fp16", "bf16", "int8", "q3"] = Field(
+        default="fp32", description="fp32 trains as without a cache; q3 takes a quarter of fp16"
+    )
+    block_bytes: ByteSize = Field(
+        default=ByteSize(32 * 2**20), ge=2**10, description="what a kill may lose of the work"
+    )
+
+    @field_validator("max_bytes", "block_bytes", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> Any:
+        """pydantic's own message does not say what a size looks like."""
+        try:
+            return None if value is None else byte_size(value, "")
+        except RecipeError as error:
+            raise ValueError(str(error).removeprefix(": ")) from None
+
+
 class Recipe(Strict):
     """Everything that fixes a run."""
 
@@ -254,6 +284,9 @@ class Recipe(Strict):
     glue: list[GlueSpec] = Field(default_factory=list)
     data: DataSpec
     train: TrainSpec = TrainSpec()
+    memory_cache: MemoryCacheSpec | None = Field(
+        default=None, description="{} turns it on; null (the default): memory is computed each step"
+    )
     generate: dict[str, Any] = Field(
         default_factory=dict, description="transformers' GenerationConfig, by its names"
     )
@@ -267,10 +300,15 @@ class Recipe(Strict):
         return value
 
     def digest(self) -> str:
-        """sha256 of the resolved recipe without its output directory."""
+        """sha256 of the resolved recipe, less what does not change its results.
+
+        That is the output directory, and a memory cache of fp32; of another one its format counts.
+        """
         import hashlib
 
-        content = self.model_dump(mode="json", exclude={"output"})
+        content = self.model_dump(mode="json", exclude={"output", "memory_cache"})
+        if self.memory_cache is not None and self.memory_cache.format != "fp32":
+            content["memory_cache"] = self.memory_cache.format
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -303,6 +341,18 @@ def validate_recipe(raw: dict[str, Any], path: Path) -> Recipe:
     if problems:
         raise RecipeError("\n".join(f"{path}: {line}" for line in problems))
     return recipe
+
+
+def byte_size(text: str, where: str) -> int:
+    """`20GB`, `512 MiB` or a plain number in bytes.
+
+    Raises:
+        RecipeError: it is none of these.
+    """
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise RecipeError(f"{where}: a number of bytes, or such as 20GB; found {text!r}") from None
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -460,6 +510,9 @@ def _anchor(
     raw = dict(raw)
     if isinstance(raw.get("output"), str):
         raw["output"] = _absolute(raw["output"], folder)
+    if isinstance(_mapping(raw.get("memory_cache")).get("dir"), str):
+        cache = raw["memory_cache"]
+        raw["memory_cache"] = cache | {"dir": _absolute(cache["dir"], folder)}
     if isinstance(raw.get("host"), dict):
         raw["host"] = _anchor_part(raw["host"], folder)
     if isinstance(raw.get("encoders"), dict):
@@ -627,6 +680,7 @@ def _fields_at(location: list[int | str]) -> list[str]:
         "train": TrainSpec,
         "train.learning_rates": LearningRates,
         "train.early_stopping": EarlyStopping,
+        "memory_cache": MemoryCacheSpec,
     }
     place = ".".join(str(part) for part in location if isinstance(part, str))
     if place.startswith("encoders."):

@@ -159,13 +159,20 @@ def _distribution(point: EntryPoint) -> str:
     return f" ({point.dist.name} {point.dist.version})" if point.dist is not None else ""
 
 
+TOOLKITS = ("fairseq", "bert-nmt", "marian", "opennmt", "joeynmt", "sockeye")
+
 HOSTS: Registry[Any] = Registry(
     "hosts",
     {
-        name: f"fusion.hosts.families:{name.upper()}"
-        for name in ("marian", "bart", "mbart", "pegasus", "plbart", "m2m_100", "blenderbot")
+        name: f"fusion.hosts.families:{name.replace('-', '_').upper()}"
+        for name in (
+            *("marian", "bart", "mbart", "m2m_100", "nllb-moe", "plbart", "pegasus", "pegasus_x"),
+            *("bigbird_pegasus", "blenderbot", "blenderbot-small", "mvp", "fsmt", "led"),
+            *("prophetnet", "t5", "mt5", "umt5", "longt5", "switch_transformers", "t5gemma"),
+            *("t5gemma2", "seamless_m4t", "seamless_m4t_v2", "encoder-decoder"),
+        )
     }
-    | {"t5": "fusion.hosts.families:T5", "mt5": "fusion.hosts.families:MT5"},
+    | {"fusion_transformer": "fusion.hosts.transformer:TRANSFORMER"},
 )
 ENCODERS: Registry[Any] = Registry("encoders", {"auto": "fusion.encoders.auto:build_auto_encoder"})
 GLUE: Registry[Any] = Registry(
@@ -181,6 +188,12 @@ SOURCES: Registry[Any] = Registry(
         "safetensors": "fusion.checkpoints.safetensors:open_safetensors",
         "torch": "fusion.checkpoints.torch:open_torch",
         "directory": "fusion.checkpoints.directory:open_directory",
+        "npz": "fusion.checkpoints.npz:open_npz",
+        "distributed": "fusion.checkpoints.distributed:open_distributed",
+    }
+    | {
+        name: f"fusion.checkpoints.{name.replace('-', '_')}:open_{name.replace('-', '_')}"
+        for name in TOOLKITS
     },
 )
 INITS: Registry[Any] = Registry(

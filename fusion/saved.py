@@ -4,7 +4,10 @@
     MODEL/host/             a plain transformers directory (config, weights, tokenizer)
     MODEL/encoders/NAME/    one for each encoder, likewise
 
-A model without encoders is one plain transformers directory with a ledger beside its files.
+A part that is bit for bit what its source gave (a frozen encoder, say) is saved without weights:
+the ledger knows source, operations and digests, and loading makes it again and checks it. Saving in
+full writes every part. A model without encoders is one plain transformers directory with a ledger
+beside its files.
 """
 
 from __future__ import annotations
@@ -13,24 +16,26 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
 
 from fusion.checkpoints.directory import open_source
 from fusion.checkpoints.safetensors import open_safetensors
-from fusion.checkpoints.source import Source, tensor_digest
-from fusion.errors import FusionError, LedgerError, ModelError, SourceError
+from fusion.checkpoints.source import Source, TensorInfo, tensor_digest
+from fusion.errors import FusionError, LedgerError, ModelError, SourceError, nearest
 from fusion.ledger import Entry, Ledger, Origin
 from fusion.model import FusedConfig, FusedModel
-from fusion.operations import parse, run
+from fusion.operations import Operation, parse, run
 from fusion.processor import FusionProcessor
 from fusion.warmstart import parameters_on_meta, warm_start
 
 GLUE_FILE = "glue.safetensors"
+SAVED = (Origin.LOADED, Origin.INITIALISED)
 
 
 def host_folder(model: FusedModel) -> str:
@@ -47,9 +52,16 @@ def parts_of(model: FusedModel) -> dict[str, str]:
 
 
 def save_model(
-    model: FusedModel, directory: str | Path, processor: FusionProcessor | None = None
+    model: FusedModel,
+    directory: str | Path,
+    processor: FusionProcessor | None = None,
+    *,
+    full: bool = False,
 ) -> None:
     """Write a model, its ledger and its tokenizers: to a temporary name, then renamed.
+
+    Args:
+        full: write the parts as well that are bit for bit what their source gave
 
     Raises:
         ModelError: the directory exists and holds something else.
@@ -64,7 +76,9 @@ def save_model(
         temporary.mkdir()
         if processor is not None:
             processor.save_pretrained(temporary, host=host_folder(model))
-        digests = write_weights(model, model.state_dict(), temporary, frozen=True)
+        state = model.state_dict()
+        left_out = [] if full else unchanged_parts(model, state)
+        digests = write_weights(model, state, temporary, left_out)
         ledger = model.ledger.with_saved_digests(digests)
         (temporary / "ledger.json").write_text(ledger.to_json(), encoding="utf-8")
         if len(model.encoders):
@@ -86,14 +100,38 @@ def _swap(new: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def unchanged_parts(model: FusedModel, state: Mapping[str, Tensor]) -> list[str]:
+    """Prefixes of the parts that are bit for bit what their sources gave."""
+    unchanged = []
+    for prefix in parts_of(model):
+        entries = [e for e in model.ledger.part(prefix) if e.origin in SAVED]
+        if entries and all(
+            entry.origin is Origin.LOADED
+            and entry.source is not None
+            and tensor_digest(state[entry.name]) == entry.digest
+            for entry in entries
+        ):
+            unchanged.append(prefix)
+    return unchanged
+
+
+def frozen_parts(model: FusedModel) -> list[str]:
+    """Prefixes of the parts in which nothing is trained."""
+    return [
+        prefix
+        for prefix in parts_of(model)
+        if not any(p.requires_grad for p in model.get_submodule(prefix.rstrip(".")).parameters())
+    ]
+
+
 def write_weights(
-    model: FusedModel, state: Mapping[str, Tensor], directory: Path, *, frozen: bool
+    model: FusedModel, state: Mapping[str, Tensor], directory: Path, left_out: Collection[str]
 ) -> dict[str, str]:
-    """Write each part's tensors and config, and the glue.
+    """Write each part's config and tensors, and the glue.
 
     Args:
         state: all tensors by full name
-        frozen: write the frozen encoders as well; a training checkpoint leaves them out
+        left_out: prefixes of parts whose tensors are not written
 
     Returns:
         the digest of every tensor written, by full name
@@ -102,13 +140,12 @@ def write_weights(
     rest = dict(state)
     for prefix, folder in parts_of(model).items():
         mine = {n.removeprefix(prefix): rest.pop(n) for n in list(rest) if n.startswith(prefix)}
-        part = model.get_submodule(prefix.rstrip("."))
-        if not frozen and not any(p.requires_grad for p in part.parameters()):
-            continue
         (directory / folder).mkdir(parents=True, exist_ok=True)
+        model.get_submodule(prefix.rstrip(".")).config.save_pretrained(directory / folder)
+        if prefix in left_out:
+            continue
         kept = {n: t for n, t in mine.items() if _is_saved(model.ledger, prefix + n)}
         _write(kept, directory / folder / "model.safetensors")
-        part.config.save_pretrained(directory / folder)
         digests.update({prefix + n: tensor_digest(t) for n, t in kept.items()})
     if rest:
         _write(rest, directory / GLUE_FILE)
@@ -119,7 +156,7 @@ def write_weights(
 def _is_saved(ledger: Ledger, name: str) -> bool:
     """Tied names and what the class computes are not written."""
     entry = ledger.entries.get(name)
-    return entry is None or entry.origin in (Origin.LOADED, Origin.INITIALISED)
+    return entry is None or entry.origin in SAVED
 
 
 def _write(tensors: dict[str, Tensor], path: Path) -> None:
@@ -161,32 +198,140 @@ def read_config(directory: Path) -> FusedConfig:
     return config if isinstance(config, FusedConfig) else FusedConfig(host=config.to_dict())
 
 
-def load_model(path: str | Path) -> FusedModel:
-    """Build a saved model on meta and fill every tensor from its files.
+def load_model(path: str | Path, sources: Mapping[str, str] | None = None) -> FusedModel:
+    """Build a saved model on meta and fill every tensor from its files and its parts' sources.
+
+    Args:
+        sources: part (`host` or an encoder's name) -> where its source is now
 
     Raises:
-        ModelError, SourceError, WarmStartError: a file or tensor is missing, cut or left over.
+        ModelError, SourceError, WarmStartError: a file or tensor is missing, cut or left over, or
+            a source is no longer what was loaded.
     """
     directory = find_model(path)
     with parameters_on_meta():
         model = FusedModel(read_config(directory))
-    filled = load_weights(model, part_sources(model, directory))
-    saved = directory / "ledger.json"
-    model.ledger = (
-        Ledger.from_json(saved.read_text(encoding="utf-8"), saved) if saved.is_file() else filled
-    )
+    ledger = read_ledger(directory) if is_model(directory) else None
+    filled = load_weights(model, part_sources(model, directory, ledger, sources or {}))
+    if ledger is not None:
+        _check_pinned(ledger, filled)
+    model.ledger = ledger or filled
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
     model.eval()
     return model
 
 
-def part_sources(model: FusedModel, directory: Path) -> dict[str, Source]:
-    """Tensor prefix -> the files that hold that part."""
-    sources = {p: open_source(directory / folder) for p, folder in parts_of(model).items()}
+def part_sources(
+    model: FusedModel,
+    directory: Path,
+    ledger: Ledger | None = None,
+    moved: Mapping[str, str] | None = None,
+    *,
+    left_out: Collection[str] = (),
+) -> dict[str, Source]:
+    """Tensor prefix -> the files that hold that part, or what it was made of.
+
+    Args:
+        moved: part -> where its source is now
+        left_out: prefixes of parts that are not wanted
+    """
+    moved = moved or {}
+    known = [_part_name(prefix) for prefix in parts_of(model)]
+    for name in moved:
+        if name not in known:
+            raise ModelError(f'no part "{name}"{nearest(name, known)}')
+    sources: dict[str, Source] = {}
+    for prefix, folder in parts_of(model).items():
+        if prefix in left_out:
+            continue
+        if ledger is not None and _is_pinned(ledger, prefix):
+            sources[prefix] = MadeAgain(ledger, prefix, moved.get(_part_name(prefix)))
+        else:
+            sources[prefix] = open_source(directory / folder)
     if len(model.encoders):
         sources[""] = open_safetensors(directory / GLUE_FILE)
     return sources
+
+
+def _part_name(prefix: str) -> str:
+    return prefix.removeprefix("encoders.").removesuffix(".").removesuffix(".model")
+
+
+def _is_pinned(ledger: Ledger, prefix: str) -> bool:
+    """Whether a part was saved without weights."""
+    saved = [entry for entry in ledger.part(prefix) if entry.origin in SAVED]
+    return bool(saved) and all(entry.saved_digest is None for entry in saved)
+
+
+class MadeAgain(Source):
+    """A part that was saved without weights: its tensors, made from their sources once more.
+
+    Args:
+        place: where the source is now; None: where it was
+
+    Raises:
+        ModelError: a source is not there.
+    """
+
+    def __init__(self, ledger: Ledger, prefix: str, place: str | None = None) -> None:
+        self.prefix = prefix
+        self._entries = {
+            entry.name.removeprefix(prefix): entry
+            for entry in ledger.part(prefix)
+            if entry.origin in SAVED
+        }
+        self._sources: dict[str, Source] = {}
+        for location in {there for e in self._entries.values() for there, _ in e.origins}:
+            try:
+                self._sources[location] = open_source(place or location)
+            except SourceError as error:
+                raise ModelError(
+                    f"{_part_name(prefix)}: was saved without its weights, and its source is not "
+                    f"there: {error}; say where it is: --source {_part_name(prefix)}=DIR"
+                ) from None
+        self.location = " and ".join(source.location for source in self._sources.values())
+        self.files = tuple(file for source in self._sources.values() for file in source.files)
+
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return {
+            name: TensorInfo(entry.shape, getattr(torch, entry.dtype))
+            for name, entry in self._entries.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        tensors = []
+        for location, key in entry.origins:
+            source = self._sources[location]
+            if key not in source.tensors():
+                raise SourceError(f"{self.prefix}{name}: {source.location} no longer has {key}")
+            tensors.append(source.read(key))
+        return run(_steps(entry), tensors)[0]
+
+    def _facts(self, name: str, fresh: bool) -> list[str]:
+        entry = self._entries[name]
+        if _steps(entry):
+            return super()._facts(name, fresh)
+        ((location, key),) = entry.origins
+        return self._sources[location]._facts(key, fresh)
+
+
+def _steps(entry: Entry) -> list[Operation]:
+    return [parse(data) for data in entry.operations if data != "rename"]
+
+
+def _check_pinned(ledger: Ledger, filled: Ledger) -> None:
+    """What was made again from a source is what it was."""
+    problems = [
+        f"{entry.name}: {entry.source}: {' + '.join(entry.keys)} is no longer what was loaded"
+        for entry in ledger
+        if entry.origin in SAVED
+        and entry.saved_digest is None
+        and filled[entry.name].digest != entry.digest
+    ]
+    if problems:
+        raise ModelError("\n".join(problems))
 
 
 def load_weights(model: FusedModel, sources: Mapping[str, Source]) -> Ledger:
@@ -213,14 +358,7 @@ def load_checkpoint(model: FusedModel, directory: Path) -> None:
     Raises:
         SourceError, WarmStartError: the checkpoint is incomplete or of another model.
     """
-    sources: dict[str, Source] = {}
-    for prefix, folder in parts_of(model).items():
-        part = model.get_submodule(prefix.rstrip("."))
-        if any(parameter.requires_grad for parameter in part.parameters()):
-            sources[prefix] = open_source(directory / folder)
-    if len(model.encoders):
-        sources[""] = open_safetensors(directory / GLUE_FILE)
-    load_weights(model, sources)
+    load_weights(model, part_sources(model, directory, left_out=frozen_parts(model)))
 
 
 class _Below(Source):
@@ -230,7 +368,7 @@ class _Below(Source):
         self.source, self.prefix = source, prefix
         self.location, self.files = source.location, source.files
 
-    def tensors(self) -> Mapping[str, object]:  # type: ignore[override]
+    def tensors(self) -> Mapping[str, TensorInfo]:
         every = self.source.tensors()
         return {
             n.removeprefix(self.prefix): i for n, i in every.items() if n.startswith(self.prefix)
@@ -248,92 +386,6 @@ def recomputed(part: object) -> Callable[[str], bool]:
         for pattern in (getattr(part, attribute, None) or ())
     ]
     return lambda name: any(pattern.search(name) for pattern in patterns)
-
-
-def verify_model(path: str | Path) -> list[str]:
-    """Compare every saved tensor with the ledger, and frozen ones with their source if it is there.
-
-    Returns:
-        one line per tensor that is not what the ledger says; empty: all is well
-
-    Raises:
-        ModelError, LedgerError: the directory is no saved model.
-    """
-    directory = find_model(path)
-    if not is_model(directory):
-        raise LedgerError(
-            f"{directory}: no ledger.json; only a model that fusion saved can be verified"
-        )
-    saved = directory / "ledger.json"
-    ledger = Ledger.from_json(saved.read_text(encoding="utf-8"), saved)
-    with parameters_on_meta():
-        model = FusedModel(read_config(directory))
-    problems: list[str] = []
-    for prefix, source in part_sources(model, directory).items():
-        problems += _verify_part(ledger, prefix, source)
-    opened: dict[str, Source] = {}
-    for location in sorted({e.source for e in ledger if e.frozen and e.source is not None}):
-        problems += _verify_source(ledger, location, opened)
-    return problems
-
-
-def _verify_part(ledger: Ledger, prefix: str, source: Source) -> list[str]:
-    problems = []
-    seen = set()
-    for key in source.tensors():
-        name = prefix + key
-        entry = ledger.entries.get(name)
-        if entry is None:
-            problems.append(f"{name}: in {source.location}, not in the ledger")
-            continue
-        seen.add(name)
-        digest = tensor_digest(source.read(key))
-        if digest != entry.saved_digest:
-            problems.append(f"{name}: bytes differ from what was saved, in {source.files[0]}")
-        elif entry.frozen and entry.digest != digest:
-            problems.append(f"{name}: frozen, but no longer the bytes that were loaded")
-    for entry in ledger:
-        mine = (
-            entry.name.startswith(prefix) if prefix else entry.name.startswith(("glue.", "mixes."))
-        )
-        if mine and entry.saved_digest is not None and entry.name not in seen:
-            problems.append(f"{entry.name}: was saved, but is not in {source.location}")
-    return problems
-
-
-def _verify_source(ledger: Ledger, location: str, opened: dict[str, Source]) -> list[str]:
-    """Frozen tensors against the checkpoint they came from; silent where it is no longer there."""
-    try:
-        source = open_source(location)
-        headers = source.tensors()
-    except SourceError as error:
-        return [] if "no such" in str(error) or "no installed" in str(error) else [str(error)]
-    problems = []
-    for entry in ledger:
-        if not (entry.frozen and entry.source == location and entry.keys):
-            continue
-        gone = [key for key in entry.keys if key not in headers]
-        if gone and not entry.sources:
-            problems.append(f"{entry.name}: {location} no longer has {' + '.join(gone)}")
-        elif tensor_digest(made_again(entry, opened)) != entry.digest:
-            what = " + ".join(entry.keys)
-            problems.append(f"{entry.name}: {location}: {what} is no longer what was loaded")
-    return problems
-
-
-def made_again(entry: Entry, opened: dict[str, Source]) -> Tensor:
-    """A tensor made from its source as the ledger says.
-
-    Args:
-        opened: sources by location, so that each is opened once
-    """
-    tensors = []
-    for location, key in entry.origins:
-        if location not in opened:
-            opened[location] = open_source(location)
-        tensors.append(opened[location].read(key))
-    steps = [parse(data) for data in entry.operations if data != "rename"]
-    return run(steps, tensors)[0]
 
 
 def read_ledger(path: str | Path) -> Ledger:

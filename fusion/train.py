@@ -33,10 +33,12 @@ from transformers import (
 )
 
 import fusion
+from fusion.check import Findings, check_model
 from fusion.composition import Composition, compose, host_recipe, model_directory
 from fusion.data import read_corpus, tokenise
 from fusion.errors import FusionError, RecipeError, TrainingError
 from fusion.evaluate import Evaluation, score
+from fusion.memory_cache.prepare import Hardware, prepare
 from fusion.model import FusedModel
 from fusion.processor import FusionProcessor, load_tokenizer
 from fusion.recipe import Recipe, SentencePieceSpec
@@ -53,6 +55,7 @@ from fusion.trainer import FusionTrainer, Stopwatch, checkpoints, last_checkpoin
 from fusion.translate import translate
 
 Say = Callable[[str], None]
+CHECKED_PAIRS = 8
 
 
 @dataclass
@@ -82,11 +85,12 @@ class RunResult:
         return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
-def run(recipe: Recipe, say: Say = lambda text: None) -> RunResult:
+def run(recipe: Recipe, say: Say = lambda text: None, *, full: bool = False) -> RunResult:
     """Train a recipe: its host first where that is another recipe's output that is missing.
 
     Args:
         say: told what happens, one line at a time
+        full: save the weights too of parts that are bit for bit what their source gave
 
     Raises:
         FusionError: anything the recipe, its sources or its text have wrong.
@@ -114,8 +118,36 @@ def run(recipe: Recipe, say: Say = lambda text: None) -> RunResult:
     checkpoint = last_checkpoint(output / "checkpoints")
     if checkpoint is not None:
         say(f"{recipe.name}: resumes from {checkpoint.name}")
+    else:
+        _check_first_batch(recipe, trainer, composition.model, say)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return _finish(recipe, trainer, watch, composition, corpora, say)
+    return _finish(recipe, trainer, watch, composition, corpora, say, full)
+
+
+def check(recipe: Recipe, say: Say = lambda text: None) -> Findings:
+    """Compose a recipe and check it on its first training pairs; writes nothing but a tokenizer.
+
+    Raises:
+        FusionError: it cannot be composed, or its text cannot be read.
+    """
+    composition = build_composition(recipe, say)
+    corpus = read_corpus(recipe.data.train, recipe.data, "data.train", empty="drop")
+    pairs = corpus.select(range(min(len(corpus), CHECKED_PAIRS)))
+    rows, _ = tokenise(pairs, composition.processor)
+    return check_model(composition.model, composition.processor.pad(list(rows)))
+
+
+def _check_first_batch(recipe: Recipe, trainer: FusionTrainer, model: FusedModel, say: Say) -> None:
+    """The checks of `fusion check`, before the first update."""
+    indices = next(iter(trainer.sampler))[:CHECKED_PAIRS]
+    batch = trainer.collate([trainer.train_dataset[index] for index in indices])
+    findings = check_model(model, {name: t.to(model.device) for name, t in batch.items()})
+    if findings.problems:
+        raise TrainingError(
+            "\n".join(f"before the first update: {line}" for line in findings.problems)
+        )
+    for line in findings.held:
+        say(f"{recipe.name}: {line}")
 
 
 def build_composition(recipe: Recipe, say: Say = lambda text: None) -> Composition:
@@ -238,18 +270,22 @@ def _trainer(
         stop = recipe.train.early_stopping
         callbacks.append(EarlyStoppingCallback(stop.patience, stop.threshold))
     args, smoothing = training_arguments(recipe, model)
+    hardware = Hardware(args.device, args.bf16)
+    prepared = prepare(recipe, composition, train, hardware, say)
     trainer = FusionTrainer(
         model,
         processor,
         args,
-        train=train,
+        train=prepared.train,
         dev=dev,
         batch_tokens=recipe.data.batch_tokens,
         learning_rates=recipe.train.learning_rates,
         label_smoothing=smoothing,
         compute_metrics=partial(_dev_metrics, processor, dev["target"], recipe.data.target_lang),
         callbacks=callbacks,
+        collate=prepared.collate,
     )
+    trainer.memory_cache = {name: report.to_json() for name, report in prepared.reports.items()}
     sampler = trainer.sampler
     say(
         f"{recipe.name}: {len(sampler)} batches of {recipe.data.batch_tokens} tokens a pass, "
@@ -321,6 +357,7 @@ def _finish(
     composition: Composition,
     corpora: dict[str, Dataset],
     say: Say,
+    full: bool,
 ) -> RunResult:
     """Average, save, evaluate on the tests, and write down what came out."""
     output = Path(recipe.output)
@@ -332,7 +369,7 @@ def _finish(
         recipe.name, output, trainer.state.global_step, round(watch.seconds, 1), dev_bleu, {}
     )
     if trainer.is_world_process_zero():
-        save_model(model, model_directory(recipe), composition.processor)
+        save_model(model, model_directory(recipe), composition.processor, full=full)
         scores = evaluate_tests(recipe, corpora)
         result.tests = {name: evaluation.to_json() for name, evaluation in scores.items()}
         versions = {"fusion": fusion.__version__, "torch": torch.__version__}
@@ -341,6 +378,7 @@ def _finish(
         content["device"], content["threads"] = str(trainer.args.device), torch.get_num_threads()
         content["history"] = trainer.state.log_history
         content["padding"] = trainer.sampler.padding
+        content["memory_cache"] = trainer.memory_cache
         _write_json(output / "run.json", content)
         say(f"{recipe.name}: saved in {result.model}")
     trainer.accelerator.wait_for_everyone()

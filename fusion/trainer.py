@@ -20,9 +20,10 @@ from fusion.data import TokenBatchSampler
 from fusion.model import FusedModel
 from fusion.processor import FusionProcessor
 from fusion.recipe import LearningRates
-from fusion.saved import load_checkpoint, write_weights
+from fusion.saved import frozen_parts, load_checkpoint, write_weights
 
 COMPLETE = "complete"
+Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 
 
 class EpochLoader(DataLoader[Any]):
@@ -72,6 +73,9 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
     label-smoothed negative log-likelihood per target token of the whole update; host, glue and
     encoders have learning rates of their own; checkpoints hold what is trained and are read back
     strictly; one that was cut short by a kill is never resumed from.
+
+    Args:
+        collate: training rows -> a padded batch; default: the processor's, as for dev
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         label_smoothing: float,
         compute_metrics: Callable[[Any], dict[str, float]],
         callbacks: list[TrainerCallback],
+        collate: Collate | None = None,
     ) -> None:
         super().__init__(
             model=model,
@@ -98,6 +103,8 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             callbacks=[*callbacks, UpdateClock()],
         )
         self.processor = processor
+        self.collate = collate or processor.pad
+        self.memory_cache: dict[str, dict[str, Any]] = {}  # what became of it, for run.json
         self.learning_rates = learning_rates
         self.label_smoothing = label_smoothing
         self.sampler = TokenBatchSampler(
@@ -115,7 +122,7 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         return EpochLoader(
             self.train_dataset,
             batch_sampler=self.sampler,
-            collate_fn=self.processor.pad,
+            collate_fn=self.collate,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             persistent_workers=self.args.dataloader_persistent_workers,
@@ -213,7 +220,8 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         fused: FusedModel = self.accelerator.unwrap_model(self.model)
         directory = Path(output_dir or self.args.output_dir)
         directory.mkdir(parents=True, exist_ok=True)
-        write_weights(fused, state_dict or fused.state_dict(), directory, frozen=False)
+        state = state_dict or fused.state_dict()
+        write_weights(fused, state, directory, frozen_parts(fused))
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)

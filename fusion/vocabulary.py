@@ -13,6 +13,7 @@ from fusion.errors import KeyMapError, nearest
 
 NewTokens = str
 _MARKS = ("▁", "Ġ", "##")
+_NEW_TOKENS = ("mean", "zero", "subwords", "copy:")
 _FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")
 
 
@@ -43,7 +44,7 @@ def read_vocabulary(vocabulary: str | Sequence[str]) -> list[str]:
             tokens = _json(path)
         else:
             tokens = _lines(path)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
         near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if (
             path.parent.is_dir() and not path.exists()
         ) else ""  # fmt: skip
@@ -106,33 +107,38 @@ def carry_over(table: Tensor, old: list[str], new: list[str], new_tokens: NewTok
     Shapes: table `[len(old) or more, ...]` -> `[len(new), ...]`
 
     Raises:
-        KeyMapError: fewer rows than tokens, an unknown `new_tokens`, or no such token to copy.
+        KeyMapError: fewer rows than tokens, no token in both, an unknown `new_tokens`, or no such
+            token to copy.
     """
+    kind, colon, token = new_tokens.partition(":")
+    if f"{kind}{colon}" not in _NEW_TOKENS:
+        shown = ", ".join(_NEW_TOKENS)
+        raise KeyMapError(
+            f'vocabulary: new_tokens: "{new_tokens}"{nearest(new_tokens, _NEW_TOKENS)}; '
+            f"all of them: {shown}TOKEN"
+        )
     if len(table) < len(old):
         raise KeyMapError(f"vocabulary: {len(old)} tokens for a table of {len(table)} rows")
     index = {token: row for row, token in enumerate(old)}
+    if not index.keys() & set(new):
+        raise KeyMapError("vocabulary: the old and the new one have no token in common")
+    if kind == "copy" and token not in index:
+        raise KeyMapError(f'vocabulary: copy: no old token "{token}"{nearest(token, old)}')
     rows = table[torch.tensor([index.get(token, 0) for token in new], device=table.device)].clone()
     fresh = [row for row, token in enumerate(new) if token not in index]
     if not fresh:
         return rows
-    kind, _, token = new_tokens.partition(":")
     if kind == "zero":
         rows[fresh] = 0
     elif kind == "mean":
         rows[fresh] = _mean(table[: len(old)])
     elif kind == "copy":
-        if token not in index:
-            raise KeyMapError(f'vocabulary: copy: no old token "{token}"{nearest(token, old)}')
         rows[fresh] = table[index[token]]
-    elif kind == "subwords":
+    else:
         bare = _bare(old)
         for row in fresh:
             pieces = _spell(new[row], bare)
             rows[row] = _mean(table[pieces] if pieces else table[: len(old)])
-    else:
-        raise KeyMapError(
-            f'vocabulary: new_tokens: "{new_tokens}"; known: mean, zero, copy:TOKEN, subwords'
-        )
     return rows
 
 

@@ -6,8 +6,9 @@ Nothing here knows of translation. A module may be built on meta; tensors are re
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from fusion.checkpoints.directory import open_source
-from fusion.checkpoints.source import Source, tensor_digest
-from fusion.errors import LedgerError, WarmStartError
+from fusion.checkpoints.source import Source, nonfinite, tensor_digest
+from fusion.errors import FusionError, LedgerError, SourceError, WarmStartError
 from fusion.inits import generator_for
 from fusion.ledger import Entry, Ledger, Origin
-from fusion.operations import run
+from fusion.operations import dtype_name, run
 from fusion.planning import (
     FROM_ANOTHER,
     Catalogue,
@@ -99,7 +100,11 @@ def warm_start(
     problems = decided.problems or _unsound(decided, catalogue, prefix, allow_nonfinite)
     if problems:
         raise WarmStartError("\n".join(problems))
-    ledger = _Filler(module, catalogue, decided, compute, prefix).fill()
+    filler = _Filler(module, catalogue, decided, compute, prefix, allow_nonfinite)
+    problems = filler.stage()
+    if problems:
+        raise WarmStartError("\n".join(problems))
+    ledger = filler.fill()
     verify_total(module, ledger)
     return ledger
 
@@ -160,81 +165,129 @@ def _made_of(decided: Plan, catalogue: Catalogue, name: str) -> list[Any]:
     return [*found, *(step.to_data() for step in decided.operations[name])]
 
 
+@dataclass
 class _Filler:
-    """Fills every tensor of a module as planned, and writes down what each one is."""
+    """Fills every tensor of a module as planned, and writes down what each one is.
 
-    def __init__(
-        self,
-        module: nn.Module,
-        catalogue: Catalogue,
-        decided: Plan,
-        compute: Callable[[nn.Module], None] | None,
-        prefix: str,
-    ) -> None:
-        self.module, self.catalogue, self.decided = module, catalogue, decided
-        self.compute, self.prefix = compute, prefix
-        self.taken: set[str] = set()
+    What can fail is made first, beside the module: `stage`. Nothing of the module has changed then.
+    """
+
+    module: nn.Module
+    catalogue: Catalogue
+    decided: Plan
+    compute: Callable[[nn.Module], None] | None
+    prefix: str
+    allow_nonfinite: bool
+    staged: dict[str, Tensor] = field(default_factory=dict)
+    taken: set[int] = field(default_factory=set)
+
+    def stage(self) -> list[str]:
+        """Make every tensor that is more than read; the problems met."""
+        problems = []
+        for entry in self.decided.ledger:
+            try:
+                value = self._made(entry)
+                problem = self._wrong(entry, value) if value is not None else None
+            except Exception as error:  # of an init rule or a function of the user's
+                if isinstance(error, SourceError):
+                    raise
+                value, problem = None, _said(entry, error)
+            if problem is not None:
+                problems.append(f"{self.prefix}{entry.name}: {problem}")
+            elif value is not None:
+                self.staged[entry.name] = value
+        return problems
+
+    def _made(self, entry: Entry) -> Tensor | None:
+        """The value of a tensor; None where it is only read, or made of one that is."""
+        owner, leaf = owner_of(self.module, entry.name)
+        if entry.origin is Origin.LOADED and self.decided.operations[entry.name]:
+            places = map(self.catalogue.find, self.decided.keys[entry.name])
+            tensors = [source.read(key) for source, key in places]
+            return run(self.decided.operations[entry.name], tensors)[0].detach()
+        if entry.origin is Origin.INITIALISED and _turn(entry) == 0:
+            assert entry.rule is not None and entry.seed is not None
+            rule, generator = INITS.get(entry.rule), generator_for(entry.seed, self._full(entry))
+            return self._in_place(entry, lambda tensor: rule(tensor, owner, generator))
+        if entry.origin is Origin.COMPUTED and getattr(owner, leaf).is_meta:
+            if self.compute is None:
+                raise WarmStartError("is on meta, and nothing computes it; parameters_on_meta()")
+            compute = self.compute
+            return self._in_place(entry, lambda _: compute(owner))
+        return None
+
+    def _in_place(self, entry: Entry, fill: Callable[[Tensor], object]) -> Tensor:
+        """Let a function fill a blank CPU tensor that stands in for the module's own one."""
+        owner, leaf = owner_of(self.module, entry.name)
+        held = dict(owner._parameters), dict(owner._buffers)
+        blank = _blank(entry)
+        if entry.kind == "parameter":
+            owner._parameters[leaf] = nn.Parameter(blank, requires_grad=False)
+        else:
+            owner._buffers[leaf] = blank
+        try:
+            with torch.no_grad():
+                fill(getattr(owner, leaf))
+            made: Tensor = getattr(owner, leaf)
+            return made.detach()
+        finally:
+            owner._parameters.update(held[0])
+            owner._buffers.update(held[1])
+
+    def _wrong(self, entry: Entry, value: Tensor) -> str | None:
+        """Why a value that was made cannot be taken."""
+        if (tuple(value.shape), dtype_name(value.dtype)) != (entry.shape, entry.dtype):
+            found = f"{list(value.shape)} {dtype_name(value.dtype)}"
+            return f"{list(entry.shape)} {entry.dtype} expected, {found} was made"
+        if entry.origin is not Origin.LOADED and _is_blank(value):
+            how = entry.rule if entry.origin is Origin.INITIALISED else "compute"
+            return (
+                f"{how} of {type(owner_of(self.module, entry.name)[0]).__name__} left it unfilled"
+            )
+        bad = None if self.allow_nonfinite or entry.origin is Origin.COMPUTED else nonfinite(value)
+        return f"holds {bad}, made by {_how(entry)}" if bad is not None else None
 
     def fill(self) -> Ledger:
+        """Change the module; its verified-to-be ledger."""
         done = {entry.name: entry for entry in self.decided.ledger}
-        steps = {
-            Origin.LOADED: self._load,
-            Origin.INITIALISED: self._initialise,
-            Origin.COMPUTED: self._computed,
-            Origin.TIED: self._tie,
-        }
         for entry in sorted(done.values(), key=_turn):
-            done[entry.name] = steps[entry.origin](entry)
+            if entry.origin is Origin.TIED:
+                self._tie(entry)
+            else:
+                done[entry.name] = replace(entry, digest=self._filled(entry))
         return Ledger(done, dict(self.decided.ledger.ignored))
 
-    def _load(self, entry: Entry) -> Entry:
-        places = [self.catalogue.find(key) for key in self.decided.keys[entry.name]]
-        operations = self.decided.operations[entry.name]
-        tensors = [source.read(key) for source, key in places]
-        value, _ = run(operations, tensors)
-        if self._is_shared(value, entry):
-            value = value.clone()
-        self._set(entry, value)
-        source, key = places[0]
-        digest = tensor_digest(value) if operations else source.digest(key)
-        return replace(entry, digest=digest)
+    def _filled(self, entry: Entry) -> str:
+        """Give one tensor its value; its digest."""
+        owner, leaf = owner_of(self.module, entry.name)
+        value = self.staged.pop(entry.name, None)
+        if value is not None:
+            self._set(entry, value)
+        elif entry.origin is Origin.LOADED:
+            source, key = self.catalogue.find(self.decided.keys[entry.name][0])
+            self._set(entry, source.read(key))
+            return source.digest(key)
+        elif entry.origin is Origin.INITIALISED:
+            self._copy(entry)
+        return tensor_digest(getattr(owner, leaf))
 
-    def _is_shared(self, value: Tensor, entry: Entry) -> bool:
-        """Whether two targets would train one memory: a piece of a tensor, or one taken twice."""
-        keys = self.decided.keys[entry.name]
-        again = any(key in self.taken for key in keys)
-        self.taken.update(keys)
-        return again or value.untyped_storage().nbytes() > value.nbytes
-
-    def _initialise(self, entry: Entry) -> Entry:
+    def _copy(self, entry: Entry) -> None:
         assert entry.rule is not None and entry.seed is not None
-        self._set(entry, torch.empty(entry.shape, dtype=getattr(torch, entry.dtype)))
-        owner, leaf = owner_of(self.module, entry.name)
-        target: Tensor = getattr(owner, leaf)
         kind, _, other = entry.rule.partition(":")
-        more: list[Tensor] = []
-        if kind in FROM_ANOTHER:
-            holder, there = owner_of(self.module, other)
-            more = [getattr(holder, there)]
+        other = self.decided.ledger[other].tied_to or other
+        holder, there = owner_of(self.module, other)
+        value = _blank(entry)
+        generator = generator_for(entry.seed, self._full(entry))
+        owner = owner_of(self.module, entry.name)[0]
         with torch.no_grad():
-            generator = generator_for(entry.seed, self.prefix + entry.name)
-            INITS.get(kind)(target, owner, generator, *more)
-        return replace(entry, digest=tensor_digest(target))
+            INITS.get(kind)(value, owner, generator, getattr(holder, there))
+        self._set(entry, value)
 
-    def _computed(self, entry: Entry) -> Entry:
-        owner, leaf = owner_of(self.module, entry.name)
-        if getattr(owner, leaf).is_meta:
-            self._set(entry, torch.zeros(entry.shape, dtype=getattr(torch, entry.dtype)))
-            if self.compute is not None:
-                self.compute(owner)
-        return replace(entry, digest=tensor_digest(getattr(owner, leaf)))
-
-    def _tie(self, entry: Entry) -> Entry:
+    def _tie(self, entry: Entry) -> None:
         assert entry.tied_to is not None
         first, leaf = owner_of(self.module, entry.tied_to)
         owner, alias = owner_of(self.module, entry.name)
         setattr(owner, alias, getattr(first, leaf))
-        return entry
 
     def _set(self, entry: Entry, value: Tensor) -> None:
         owner, leaf = owner_of(self.module, entry.name)
@@ -242,10 +295,53 @@ class _Filler:
         if not old.is_meta:
             with torch.no_grad():
                 old.copy_(value)
-        elif entry.kind == "parameter":
+            return
+        if self._is_shared(value):
+            value = value.clone(memory_format=torch.contiguous_format)
+        if entry.kind == "parameter":
             setattr(owner, leaf, nn.Parameter(value, requires_grad=not entry.frozen))
         else:
             owner._buffers[leaf] = value
+
+    def _is_shared(self, value: Tensor) -> bool:
+        """Whether others would train this memory too: a piece of a tensor, or one taken twice."""
+        memory = value.untyped_storage()
+        again = memory.data_ptr() in self.taken
+        self.taken.add(memory.data_ptr())
+        return bool(value.numel()) and (again or memory.nbytes() > value.nbytes)
+
+    def _full(self, entry: Entry) -> str:
+        return self.prefix + entry.name
+
+
+def _said(entry: Entry, error: Exception) -> str:
+    if isinstance(error, FusionError):
+        return str(error)
+    return f"{_how(entry)}: {type(error).__name__}: {error}"
+
+
+def _how(entry: Entry) -> str:
+    steps = [step if isinstance(step, str) else next(iter(step)) for step in entry.operations]
+    return f"init {entry.rule}" if entry.rule else ", ".join(steps)
+
+
+def _blank(entry: Entry) -> Tensor:
+    """A tensor of a value that nothing fills in by intention: NaN, or the least integer."""
+    dtype: torch.dtype = getattr(torch, entry.dtype)
+    if dtype == torch.bool:
+        return torch.zeros(entry.shape, dtype=dtype)
+    value = (
+        torch.iinfo(dtype).min if not (dtype.is_floating_point or dtype.is_complex) else math.nan
+    )
+    return torch.full(entry.shape, value, dtype=dtype)
+
+
+def _is_blank(value: Tensor) -> bool:
+    """Whether any part of a blank was left."""
+    if value.is_floating_point() or value.is_complex():
+        return bool(value.isnan().any())
+    signed = value.dtype not in (torch.bool, torch.uint8)
+    return signed and bool((value == torch.iinfo(value.dtype).min).any())
 
 
 def _turn(entry: Entry) -> int:

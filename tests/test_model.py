@@ -17,7 +17,7 @@ from fusion.errors import FusionError, RecipeError, SiteError
 from fusion.model import FusedModel
 from fusion.processor import FusionProcessor
 from fusion.recipe import LearningRates
-from fusion.saved import verify_model
+from fusion.verify import verify_model
 
 HOSTS = ["marian", "bart", "t5"]
 TARGETS = ["ein Hund .", "die sehr alte Katze schläft", "er liest"]
@@ -479,7 +479,7 @@ def saved(make_recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[C
         for number, tensor in enumerate(composition.model.glue.parameters()):
             tensor.add_(0.1 + 0.01 * number)
     directory = tmp_path_factory.mktemp("saved") / "model"
-    save_model(composition.model, directory, composition.processor)
+    save_model(composition.model, directory, composition.processor, full=True)
     return composition, directory
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from fusion.composition import compose
 from fusion.errors import FusionError, LedgerError, ModelError, SourceError, WarmStartError
 from fusion.recipe import Recipe
-from fusion.saved import find_model, load_model, read_ledger, save_model, verify_model
+from fusion.saved import find_model, load_model, read_ledger, save_model
+from fusion.verify import verify_model
 
 RecipeMaker = Callable[..., Recipe]
 TENSOR = "encoder.layer.0.output.dense.weight"
@@ -22,11 +23,21 @@ TENSOR = "encoder.layer.0.output.dense.weight"
 
 @pytest.fixture
 def saved(make_recipe: RecipeMaker, bert_dir: Path, tmp_path: Path) -> Path:
-    """A saved model whose encoder lies in `bert` beside it."""
-    shutil.copytree(bert_dir, tmp_path / "bert")
-    composed = compose(make_recipe(encoders={"bert": {"source": str(tmp_path / "bert")}}))
-    save_model(composed.model, tmp_path / "model", composed.processor)
-    return tmp_path / "model"
+    """A model saved in full, whose encoder's source lies in `bert` beside it."""
+    return save(make_recipe, bert_dir, tmp_path, full=True)
+
+
+@pytest.fixture
+def delta(make_recipe: RecipeMaker, bert_dir: Path, tmp_path: Path) -> Path:
+    """The same, saved without what its sources have."""
+    return save(make_recipe, bert_dir, tmp_path, full=False)
+
+
+def save(make_recipe: RecipeMaker, bert_dir: Path, folder: Path, *, full: bool) -> Path:
+    shutil.copytree(bert_dir, folder / "bert")
+    composed = compose(make_recipe(encoders={"bert": {"source": str(folder / "bert")}}))
+    save_model(composed.model, folder / "model", composed.processor, full=full)
+    return folder / "model"
 
 
 def flip_a_byte(file: Path, name: str) -> None:
@@ -114,7 +125,7 @@ def test_saving_over_something_else_is_refused(saved: Path, tmp_path: Path) -> N
 
 def test_saving_over_a_saved_model_replaces_it_whole(saved: Path) -> None:
     (saved / "stale.txt").touch()
-    save_model(load_model(saved), saved)
+    save_model(load_model(saved), saved, full=True)
     assert not (saved / "stale.txt").exists()
     assert verify_model(saved) == []
     assert sorted(p.name for p in saved.parent.iterdir()) == ["bert", "model"]
@@ -136,3 +147,64 @@ def test_a_broken_ledger_is_refused_by_file(saved: Path, text: str) -> None:
     (saved / "ledger.json").write_text(text)
     with pytest.raises(FusionError, match=r"ledger\.json"):
         verify_model(saved)
+
+
+# Without what the sources have
+
+
+def weights(model: Path) -> list[str]:
+    return sorted(str(path.relative_to(model)) for path in model.rglob("*.safetensors"))
+
+
+def test_parts_that_are_bit_for_bit_their_source_are_saved_without_weights(
+    delta: Path,
+) -> None:
+    assert weights(delta) == ["glue.safetensors"]
+
+
+def test_a_model_saved_without_weights_comes_back_bit_for_bit(
+    make_recipe: RecipeMaker, bert_dir: Path, tmp_path: Path
+) -> None:
+    composed = compose(make_recipe())
+    save_model(composed.model, tmp_path / "model", composed.processor)
+    loaded = load_model(tmp_path / "model")
+    before, after = composed.model.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert verify_model(tmp_path / "model") == []
+    save_model(loaded, tmp_path / "again", composed.processor)
+    assert weights(tmp_path / "again") == ["glue.safetensors"]
+
+
+def test_a_part_that_was_trained_is_saved_whole_and_the_frozen_one_is_not(
+    make_recipe: RecipeMaker, tmp_path: Path
+) -> None:
+    composed = compose(make_recipe())
+    with torch.no_grad():
+        composed.model.host.model.encoder.layers[0].fc1.weight[0, 0] += 1
+    save_model(composed.model, tmp_path / "model", composed.processor)
+    assert weights(tmp_path / "model") == ["glue.safetensors", "host/model.safetensors"]
+    loaded = load_model(tmp_path / "model")
+    assert torch.equal(
+        loaded.host.model.encoder.layers[0].fc1.weight,
+        composed.model.host.model.encoder.layers[0].fc1.weight,
+    )
+    assert verify_model(tmp_path / "model") == []
+
+
+def test_a_source_that_moved_is_found_where_the_user_says(delta: Path) -> None:
+    (delta.parent / "bert").rename(delta.parent / "elsewhere")
+    with pytest.raises(ModelError, match=r"^bert: was saved without.*--source bert=DIR"):
+        load_model(delta)
+    model = load_model(delta, {"bert": str(delta.parent / "elsewhere")})
+    assert model.encoders["bert"] is not None
+    with pytest.raises(ModelError, match=r'no part "brt"; nearest: "bert"'):
+        load_model(delta, {"brt": str(delta.parent / "elsewhere")})
+
+
+def test_a_source_that_changed_is_refused_by_tensor(delta: Path) -> None:
+    flip_a_byte(delta.parent / "bert" / "model.safetensors", TENSOR)
+    with pytest.raises(ModelError, match=rf"encoders\.bert\.model\.{TENSOR}: .*no longer what was"):
+        load_model(delta)
+    (problem,) = verify_model(delta)
+    assert problem.startswith(f"encoders.bert.model.{TENSOR}: ")

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from pathlib import Path
 
-from fusion.checkpoints.safetensors import SafetensorsSource, open_safetensors
+from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from fusion.checkpoints.distributed import METADATA, open_distributed
+from fusion.checkpoints.formats import open_as, open_file
+from fusion.checkpoints.safetensors import SafetensorsSource
+from fusion.checkpoints.shards import read_index
 from fusion.checkpoints.source import Source
-from fusion.checkpoints.torch import TorchSource, open_torch
+from fusion.checkpoints.torch import TorchSource
 from fusion.errors import SourceError, nearest
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w.-]+)?")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_WANTED = ["*.json", "*.safetensors", "*.bin", "*.model", "*.spm", "*.txt"]
 
 
 def locate(source: str) -> Path:
@@ -21,7 +28,7 @@ def locate(source: str) -> Path:
 
     Args:
         source: a path, `package:NAME/PATH` inside an installed package, or a hub id `org/name`,
-            `org/name@revision` (from the local cache where it is there)
+            `org/name@revision` (branch, tag or commit; from the local cache where it is there)
 
     Raises:
         SourceError: it is not there.
@@ -51,47 +58,61 @@ def _locate_package(source: str) -> Path:
 
 
 def _locate_hub(source: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
+    """A snapshot in the hub's cache, downloaded if it is not there and the hub may be asked."""
     name, _, revision = source.partition("@")
-    wanted = ["*.json", "*.safetensors", "*.bin", "*.model", "*.spm", "*.txt"]
+    if ".." in revision:
+        raise SourceError(f"{source}: {revision} is no revision")
+    problem = ""
     for local_only in (True, False):
         try:
             return Path(
                 snapshot_download(
                     name,
                     revision=revision or None,
-                    allow_patterns=wanted,
+                    allow_patterns=_WANTED,
                     local_files_only=local_only,
                 )
             )
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-            problem = error
-    raise SourceError(
-        f"{source}: no such path, and the hub gives no such model: {str(problem).splitlines()[0]}"
-    )
+            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if HF_HUB_OFFLINE:
+            problem = f"HF_HUB_OFFLINE is set and the cache lacks it{_cached(name, revision)}"
+            break
+    raise SourceError(f"{source}: no such path, and the hub gives no such model: {problem}")
 
 
-def open_source(source: str | Path) -> Source:
-    """Open a checkpoint: a file, a Hugging Face directory, a package path or a hub id.
+def _cached(name: str, revision: str) -> str:
+    """What the cache has instead: revisions of this model, or nothing."""
+    folder = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    refs = [
+        str(p.relative_to(folder / "refs")) for p in (folder / "refs").rglob("*") if p.is_file()
+    ]
+    snapshots = [p.name for p in (folder / "snapshots").glob("*")]
+    return nearest(revision, [*refs, *snapshots])
+
+
+def open_source(source: str | Path, format: str | None = None) -> Source:
+    """Open a checkpoint: a file, a directory, a package path or a hub id.
+
+    Args:
+        format: a name of `fusion list` ("torch", a plug-in's, ...); by default the content decides
 
     Raises:
         SourceError: nothing there that can be read.
     """
     location = str(source)
     path = locate(location)
-    if path.is_dir():
-        return open_directory(path, location)
-    if path.suffix == ".safetensors":
-        return open_safetensors(path, location)
-    if path.suffix in {".pt", ".pth", ".bin"}:
-        return open_torch(path, location)
-    raise SourceError(f"{path}: unknown format; known: .safetensors, .pt, .pth, .bin, a directory")
+    if format is not None:
+        return open_as(path, location, format)
+    return open_directory(path, location) if path.is_dir() else open_file(path, location)
 
 
 def open_directory(path: Path, location: str | None = None) -> Source:
-    """The weights of a Hugging Face directory: single or sharded, safetensors before torch."""
+    """The weights of a directory.
+
+    In this order: Hugging Face's safetensors, single or sharded; its torch files, single or
+    sharded; a folder of torch.distributed.checkpoint.
+    """
     location = location or str(path)
     for name in _WEIGHTS:
         kind = SafetensorsSource if name.endswith(".safetensors") else TorchSource
@@ -99,24 +120,12 @@ def open_directory(path: Path, location: str | None = None) -> Source:
             return kind(location, (path / name,))
         index = path / f"{name}.index.json"
         if index.is_file():
-            return kind(location, _shards(index))
+            shards = read_index(index)
+            return kind(location, shards.files, shards)
+    if (path / METADATA).is_file():
+        return open_distributed(path, location)
     found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-    raise SourceError(f"{path}: holds no {' or '.join(_WEIGHTS)}; found: {found}")
-
-
-def _shards(index: Path) -> tuple[Path, ...]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise SourceError(f"{index}: not a shard index: {error}") from None
-    shards = []
-    for name in names:
-        if not isinstance(name, str):
-            raise SourceError(f"{index}: not a shard index: shard {name!r} is no file name")
-        shard = index.parent / name
-        if Path(name).name != name:
-            raise SourceError(f"{index}: shard {name!r} is outside the directory")
-        if not shard.is_file():
-            raise SourceError(f"{index}: shard {name} is missing")
-        shards.append(shard)
-    return tuple(shards)
+    raise SourceError(
+        f"{path}: holds no {' or '.join(_WEIGHTS)} (or {METADATA} of torch.distributed.checkpoint)"
+        f"; found: {found}"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from fusion.checkpoints.digests import DigestCache, Stamp, file_digest, stamp
+from fusion.errors import SourceError, nearest
+
+_BLOCK = 1 << 22  # elements looked at in one go
 
 
 @dataclass(frozen=True)
@@ -26,10 +32,16 @@ class Source(ABC):
     Attributes:
         location: what the user wrote or the path, for messages
         files: the files read
+        digest_scope: what names and values depend on besides the files' bytes (the reader, its
+            version, its options). Digests outlive the process only where a reader sets it: two
+            sources of equal scope and files must give equal tensors under equal names
     """
 
     location: str
     files: tuple[Path, ...]
+    digest_scope: str | None = None
+    _caches: dict[tuple[Path, ...], DigestCache] | None = None
+    _opened: dict[Path, Stamp] | None = None
 
     @abstractmethod
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -43,13 +55,41 @@ class Source(ABC):
             SourceError: the bytes cannot be read.
         """
 
-    def digest(self, name: str) -> str:
-        """`tensor_digest` of a stored tensor."""
-        return tensor_digest(self.read(name))
+    def files_of(self, name: str) -> tuple[Path, ...]:
+        """The files that a tensor's values depend on; all, unless the format can tell."""
+        return self.files
 
-    def nonfinite(self, name: str) -> str | None:
-        """What a stored tensor holds that is not finite: "NaN", "infinity", or None."""
-        return nonfinite(self.read(name))
+    def digest(self, name: str, *, fresh: bool = False) -> str:
+        """`tensor_digest` of the stored tensor, remembered until its file changes.
+
+        Args:
+            fresh: read every byte, whatever is known
+
+        Raises:
+            SourceError: the bytes cannot be read.
+        """
+        return self._facts(name, fresh)[0]
+
+    def nonfinite(self, name: str, *, fresh: bool = False) -> str | None:
+        """What `nonfinite` says of the stored tensor; found and remembered with its digest."""
+        return self._facts(name, fresh)[1] or None
+
+    def file_digests(self, *, fresh: bool = False) -> dict[str, str]:
+        """sha256 of every file, by path, remembered until the file changes.
+
+        Args:
+            fresh: read every byte, whatever is known
+
+        Raises:
+            SourceError: a file cannot be read.
+        """
+        digests = {}
+        for path in self.files:
+            try:
+                digests[str(path)] = file_digest(path, fresh=fresh)
+            except OSError as error:
+                raise SourceError(f"{path}: cannot be read: {error.strerror}") from None
+        return digests
 
     def header_digest(self) -> str:
         """sha256 of names, shapes, dtypes and file sizes: identifies a file without its weights."""
@@ -59,6 +99,48 @@ class Source(ABC):
         for path in self.files:
             digest.update(f"{path.stat().st_size}\n".encode())
         return digest.hexdigest()
+
+    def opening(self, path: Path) -> None:
+        """Note what a file is like now; a reader calls it before it opens the file.
+
+        Raises:
+            SourceError: there is no such file.
+        """
+        self._opened = self._opened or {}
+        try:
+            self._opened[path] = stamp(path)
+        except OSError:
+            raise SourceError(f"{path}: no such file") from None
+        if not path.is_file():
+            raise SourceError(f"{path}: not a file")
+
+    def _facts(self, name: str, fresh: bool) -> list[str]:
+        if self._caches is None:
+            self._caches = {}
+        if name not in self.tensors():
+            raise SourceError(f"{self.location}: no tensor {name}{nearest(name, self.tensors())}")
+        files = self.files_of(name)
+        for path in files:
+            self._check_unchanged(path)
+        cache = self._caches.get(files)
+        if cache is None:
+            cache = self._caches[files] = DigestCache(self.digest_scope, files)
+            weakref.finalize(self, cache.save)
+        known = cache.get(name)
+        if known is None or len(known) != 2 or fresh:
+            tensor = self.read(name)
+            known = [tensor_digest(tensor), nonfinite(tensor) or ""]
+            cache.put(name, known)
+        return known
+
+    def _check_unchanged(self, path: Path) -> None:
+        opened = (self._opened or {}).get(path)
+        try:
+            same = opened is None or opened == stamp(path)
+        except OSError:
+            same = False
+        if not same:
+            raise SourceError(f"{path}: has changed since it was opened")
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -71,7 +153,38 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def nonfinite(tensor: Tensor) -> str | None:
-    """ "NaN" or "infinity" where a floating point tensor holds one, else None."""
-    if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+    """Say what in a tensor is no number: `2 NaN and 1 inf, the first at [0, 3]`; None if all are.
+
+    Reads a finite tensor once and copies nothing; one-byte floats are read block by block.
+    """
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
         return None
-    return "NaN" if bool(torch.isnan(tensor).any()) else "infinity"
+    flat = tensor.detach().resolve_conj().contiguous().reshape(-1)
+    if flat.is_complex():
+        flat = torch.view_as_real(flat).reshape(-1)
+    bad = [n for n, part in enumerate(flat.split(_BLOCK)) if not _is_finite(part)]
+    if not bad:
+        return None
+    nans = infs = 0
+    first: int | None = None
+    for number in bad:
+        part = _comparable(flat[number * _BLOCK : (number + 1) * _BLOCK])
+        nan, inf = part.isnan(), part.isinf()
+        nans, infs = nans + int(nan.sum()), infs + int(inf.sum())
+        if first is None:
+            first = number * _BLOCK + int((nan | inf).nonzero()[0])
+    assert first is not None
+    counts = [f"{count} {kind}" for count, kind in ((nans, "NaN"), (infs, "inf")) if count]
+    if tensor.is_complex():
+        first //= 2
+    place = [int(i) for i in torch.unravel_index(torch.tensor(first), tensor.shape)]
+    return f"{' and '.join(counts)}, the first at {place}"
+
+
+def _comparable(part: Tensor) -> Tensor:
+    return part if part.element_size() > 1 else part.float()
+
+
+def _is_finite(part: Tensor) -> bool:
+    low, high = torch.aminmax(_comparable(part))  # a NaN in it makes both NaN
+    return bool(low.isfinite() & high.isfinite())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from fusion.encoders.auto import memory_config
 from fusion.memory import Memory
 
 
@@ -54,7 +55,12 @@ class EncoderPart(nn.Module):
     @property
     def layers(self) -> int:
         """Hidden states that a mix runs over: the embeddings and every layer."""
-        return int(self.config.num_hidden_layers) + 1
+        return int(memory_config(self.config).num_hidden_layers) + 1
+
+    @property
+    def width(self) -> int:
+        """M, the memory's width."""
+        return int(memory_config(self.config).hidden_size)
 
     def train(self, mode: bool = True) -> EncoderPart:
         """As `nn.Module.train`, but a frozen encoder stays in eval mode."""

@@ -2,40 +2,67 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
-import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fusion.errors import RecipeError, SiteError, nearest
-from fusion.keymap import KeyMap, Pattern, Rule
+from fusion.hosts.select import select_sites as select_sites
+from fusion.hosts.site import At, Seat
+from fusion.keymap import Pattern
 from fusion.registry import HOSTS
+
+Where = str | At | tuple[str | At, ...]
+Norm = Literal["pre", "post", "both"]
+_SPECIAL = ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id")
 
 
 @dataclass(frozen=True)
 class Family:
-    """One row per family.
+    """One row per family. Names of config fields may lead into a part: `encoder.hidden_size`.
 
     Attributes:
         model_class: name of the transformers class with a language model head
-        sites: site pattern -> module pattern, both with the hole `{i}`
+        sites: site pattern -> module pattern, both with the hole `{i}`; several where hosts of one
+            family differ; a string is an attention that takes `x` first and may be skipped
         encoder_heads, decoder_heads: names of the config's fields
-        rest: what the attention module returns beside its output when the host's own branch is not
+        encoder_width, decoder_width: likewise
+        eps: likewise, of the layer norms; the first that the config has
+        norm: whether a sublayer's norm comes before it or after the residual (`both`: a norm
+            before, and one on the sublayer's output); or what tells it from config and site
+        positions: config field with the longest source in tokens; None: no limit
+        shifts_labels: the model makes the decoder's inputs from the labels by itself
+        rest: what an attention module returns beside its output when the host's own branch is not
             computed; None where the host needs it computed
     """
 
     model_class: str
-    sites: dict[str, str]
+    sites: dict[str, Where]
     encoder_heads: str = "encoder_attention_heads"
     decoder_heads: str = "decoder_attention_heads"
+    encoder_width: str = "hidden_size"
+    decoder_width: str = "hidden_size"
+    eps: tuple[str, ...] = ("layer_norm_epsilon", "layer_norm_eps")
+    norm: Norm | Callable[[PretrainedConfig, str], Norm] = "post"
+    positions: str | None = "max_position_embeddings"
+    shifts_labels: bool = True
     rest: tuple[None, ...] | None = None
+
+    @property
+    def architecture(self) -> type[PreTrainedModel]:
+        """The class: of transformers, or `module:Class`."""
+        module, _, name = self.model_class.rpartition(":")
+        found = getattr(importlib.import_module(module or "transformers"), name)
+        return cast(type[PreTrainedModel], found)
 
     def build(self, config: PretrainedConfig) -> PreTrainedModel:
         """The model, uninitialised as far as the caller's context says."""
-        model: PreTrainedModel = getattr(transformers, self.model_class)(config)
-        return model
+        return self.architecture(config)
 
     def new_config(self, options: dict[str, Any]) -> PretrainedConfig:
         """A config from a recipe's `host.new`.
@@ -43,8 +70,8 @@ class Family:
         Raises:
             RecipeError: a key that this family's config does not have, or a value it refuses.
         """
-        config_class = getattr(transformers, self.model_class).config_class
-        known = {*config_class().to_dict(), *config_class.attribute_map}
+        config_class = self._config_class
+        known = self.fields()
         for key in options:
             if key not in known:
                 raise RecipeError(
@@ -56,63 +83,98 @@ class Family:
             raise RecipeError(f"host.new: {config_class.__name__}: {error}") from None
         return config
 
+    @property
+    def _config_class(self) -> type[PretrainedConfig]:
+        config_class: type[PretrainedConfig] = self.architecture.config_class
+        return config_class
+
+    def fields(self) -> set[str]:
+        """Names that `host.new` takes.
+
+        Special tokens are among them for every family: generation reads them, and a config keeps
+        them whether its class declares them or not.
+        """
+        config_class = self._config_class
+        try:
+            known = set(config_class().to_dict())
+        except ValueError:  # a composed config is nothing without its parts
+            known = {field.name for field in dataclasses.fields(config_class)}
+        return known | set(config_class.attribute_map) | set(_SPECIAL)
+
     def heads(self, config: PretrainedConfig, site: str) -> int:
         """Attention heads at a site."""
         side = self.encoder_heads if site.startswith("encoder.") else self.decoder_heads
-        return int(getattr(config, side))
+        return int(_field(config, side))
 
-    def find_sites(self, host: nn.Module) -> dict[str, nn.Module]:
-        """Every site of a host with the module that plays it, in the host's own order."""
-        keymap = KeyMap(Rule(site, module) for site, module in self.sites.items())
-        found = {}
-        for name, module in host.named_modules():
-            site = keymap.target_of(name)
-            if site != name:
-                found[site] = module
+    def width(self, config: PretrainedConfig, site: str) -> int:
+        """D at a site; encoder and decoder of a composed host may differ."""
+        side = self.encoder_width if site.startswith("encoder.") else self.decoder_width
+        return int(_field(config, side))
+
+    def norm_at(self, config: PretrainedConfig, site: str) -> Norm:
+        """Where the norm of a site's sublayer is."""
+        return self.norm(config, site) if callable(self.norm) else self.norm
+
+    def epsilon(self, config: PretrainedConfig) -> float:
+        """The epsilon of the host's layer norms."""
+        found = [_field(config, name, None) for name in self.eps]
+        return float(next((value for value in found if value is not None), 1e-5))
+
+    def source_positions(self, host: PreTrainedModel) -> int | None:
+        """The longest source in tokens; None: no limit.
+
+        RoBERTa and ProphetNet count positions from the padding index on, which costs them that
+        many of their table's rows.
+        """
+        if self.positions is None:
+            return None
+        size = int(_field(host.config, self.positions))
+        for name, module in host.get_encoder().named_modules():
+            if name.rpartition(".")[2] == "position_embeddings":
+                padding = getattr(module, "padding_idx", None)
+                return size - padding - 1 if isinstance(padding, int) else size
+        return size
+
+    def find_sites(self, host: nn.Module) -> dict[str, Seat]:
+        """Every site of a host with the modules that play it, in the host's own order."""
+        rows = list(self._rows())
+        modules = dict(host.named_modules())
+        found: dict[str, Seat] = {}
+        for name, module in modules.items():
+            for site, pattern, at in rows:
+                values = pattern.match(name)
+                if values is None:
+                    continue
+                query = None if at.query is None else modules[Pattern(at.query).fill(values)]
+                found.setdefault(site.fill(values), Seat(at, module, query))
         return found
+
+    def _rows(self) -> Iterator[tuple[Pattern, Pattern, At]]:
+        for site, where in self.sites.items():
+            for one in where if isinstance(where, tuple) else (where,):
+                at = At(one, skip=True) if isinstance(one, str) else one
+                yield Pattern(site), Pattern(at.module), at
+
+
+def _field(config: PretrainedConfig, path: str, *default: Any) -> Any:
+    """A config's field, `encoder.hidden_size` in a part of it."""
+    first, _, rest = path.partition(".")
+    value = getattr(config, first, *default)
+    return _field(value, rest, *default) if rest and value is not None else value
 
 
 def family_of(config: PretrainedConfig) -> tuple[str, Family]:
     """The family of a config, by its model_type.
 
     Raises:
-        SiteError: none is known.
+        SiteError: none is known; says why where transformers has the model.
     """
     name = config.model_type
     if name not in HOSTS.names():
+        from fusion.hosts.families import UNSUPPORTED
+
         known = ", ".join(HOSTS.names())
-        raise SiteError(f'no host family for model type "{name}"; known: {known}')
+        why = f": {UNSUPPORTED[name]}" if name in UNSUPPORTED else ""
+        raise SiteError(f'no host family for model type "{name}"{why}; known: {known}')
     family: Family = HOSTS.get(name)
     return name, family
-
-
-def select_sites(patterns: list[str], sites: list[str]) -> list[str]:
-    """The sites that patterns name; `*` stands for any number, `{0,2}` for some.
-
-    Raises:
-        SiteError: a pattern matches none; lists the host's sites.
-    """
-    chosen: set[str] = set()
-    for text in patterns:
-        hits = [site for site in sites if any(_matches(p, site) for p in _alternatives(text))]
-        if not hits:
-            raise SiteError(f'no site "{text}"; this host has: {", ".join(sites)}')
-        chosen.update(hits)
-    return [site for site in sites if site in chosen]
-
-
-def _alternatives(text: str) -> list[str]:
-    """`decoder.{3,5}.x` -> `decoder.3.x`, `decoder.5.x`."""
-    before, brace, rest = text.partition("{")
-    inside, closing, after = rest.partition("}")
-    if not brace or not closing:
-        return [text]
-    return [
-        a for choice in inside.split(",") for a in _alternatives(before + choice.strip() + after)
-    ]
-
-
-def _matches(text: str, site: str) -> bool:
-    counter = iter(range(text.count("*")))
-    parts = [f"{{h{next(counter)}}}" if part == "*" else part for part in text.split(".")]
-    return Pattern(".".join(parts)).match(site) is not None

@@ -110,7 +110,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, zip
     torch.save(
         {"a": torch.ones(1), "b": CreatesAFile(trace)}, path, _use_new_zipfile_serialization=zipped
     )
-    with pytest.raises(SourceError, match="refused, since it pickles more than tensors"):
+    with pytest.raises(SourceError, match=r"refused: it pickles posix\.system"):
         open_source(tmp_path).tensors()
     assert not trace.exists()
 
@@ -154,9 +154,9 @@ def test_a_directory_without_weights_is_refused_with_what_it_holds(tmp_path: Pat
 
 
 def test_an_unknown_format_and_an_unknown_package_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "m.npz").touch()
-    with pytest.raises(SourceError, match=r"unknown format; known: \.safetensors"):
-        open_source(tmp_path / "m.npz")
+    (tmp_path / "m.h5").write_bytes(b"\x89HDF\r\n")
+    with pytest.raises(SourceError, match=r"unknown format \(HDF5.*\); known: \.safetensors"):
+        open_source(tmp_path / "m.h5")
     with pytest.raises(SourceError, match="no installed package no_such_package"):
         locate("package:no_such_package/model")
 

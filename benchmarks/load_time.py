@@ -1,0 +1,186 @@
+"""How long does it take to compose a model, against reading its bytes and the usual ways to load?
+
+Sides, each in a process of its own, in turn: reading the same bytes; `from_pretrained` of host and
+encoder; `torch.load` and `load_state_dict(strict=False)`; `fusion.compose` with digests known from
+an earlier time, and for the first time. The clock starts when everything is imported; memory is
+how much the process's peak grew.
+
+    python -m benchmarks.load_time --scale quick
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Spread, run_side, table, write_result
+
+# width, feed-forward width, layers of the encoder; layers of the host, per side
+SIZES = {"100 MB": (512, 2048, 4, 2), "1 GB": (1024, 4096, 14, 4)}
+SIDES = ["read bytes", "from_pretrained", "strict=False", "fusion", "fusion, first time"]
+
+
+def make(folder: Path, size: str) -> None:
+    """A Marian host and a BERT encoder with random weights, as safetensors and as torch files."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast, MarianConfig, MarianMTModel
+
+    width, inner, deep, layers = SIZES[size]
+    sides = ("encoder", "decoder")
+    host = MarianMTModel(
+        MarianConfig(
+            vocab_size=8000,
+            d_model=width,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+            forced_eos_token_id=None,
+            **{f"{side}_layers": layers for side in sides},
+            **{f"{side}_ffn_dim": inner for side in sides},
+            **{f"{side}_attention_heads": 8 for side in sides},
+        )
+    )
+    bert = BertModel(
+        BertConfig(
+            hidden_size=width,
+            intermediate_size=inner,
+            num_hidden_layers=deep,
+            num_attention_heads=8,
+        ),
+        add_pooling_layer=False,
+    )
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n", encoding="utf-8")
+    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"))
+    for name, model in (("host", host), ("bert", bert)):
+        model.save_pretrained(folder / name, max_shard_size="10GB")
+        tokenizer.save_pretrained(folder / name)
+        torch.save(model.state_dict(), folder / f"{name}.pt")
+
+
+def read_bytes(folder: Path) -> Callable[[], Any]:
+    files = [folder / name / "model.safetensors" for name in ("host", "bert")]
+    return lambda: [_drain(path) for path in files]
+
+
+def _drain(path: Path) -> int:
+    total = 0
+    with path.open("rb", buffering=0) as file:
+        buffer = bytearray(2**22)
+        while read := file.readinto(buffer):
+            total += read
+    return total
+
+
+def from_pretrained(folder: Path) -> Callable[[], Any]:
+    from transformers import BertModel, MarianMTModel
+
+    return lambda: [
+        MarianMTModel.from_pretrained(folder / "host"),
+        BertModel.from_pretrained(folder / "bert", add_pooling_layer=False),
+    ]
+
+
+def strict_false(folder: Path) -> Callable[[], Any]:
+    import torch
+    from transformers import AutoConfig, BertModel, MarianMTModel
+
+    def load() -> Any:
+        models = []
+        for name, build in (("host", MarianMTModel), ("bert", BertModel)):
+            model = build(AutoConfig.from_pretrained(folder / name))
+            state = torch.load(folder / f"{name}.pt", weights_only=True)
+            model.load_state_dict(state, strict=False)
+            models.append(model)
+        return models
+
+    return load
+
+
+def fusion_compose(folder: Path) -> Callable[[], Any]:
+    from fusion.composition import compose
+    from fusion.recipe import validate_recipe
+
+    raw = {
+        "name": "load",
+        "output": str(folder / "out"),
+        "host": {"source": str(folder / "host")},
+        "encoders": {"bert": {"source": str(folder / "bert")}},
+        "glue": [{"method": "gated", "encoder": "bert"}],
+        "data": {"train": {"synthetic": "train"}, "dev": {"synthetic": "dev"}},
+    }
+    recipe = validate_recipe(raw, folder / "load.yaml")
+    return lambda: compose(recipe)
+
+
+def measure(side: str, folder: Path) -> dict[str, float]:
+    """Seconds of one side and MiB by which the process's peak memory grew."""
+    if side == "fusion, first time":
+        os.environ["FUSION_CACHE"] = tempfile.mkdtemp(dir=folder)
+    build = {
+        "read bytes": read_bytes,
+        "from_pretrained": from_pretrained,
+        "strict=False": strict_false,
+    }.get(side, fusion_compose)
+    work = build(folder)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    kept = work()
+    seconds = time.perf_counter() - start
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    del kept
+    return {"seconds": seconds, "mib": grown / 1024}
+
+
+def compare(size: str, repetitions: int) -> dict[str, Any]:
+    """Every side in turn, repetition after repetition; the first round warms the page cache."""
+    folder = Path(tempfile.mkdtemp(prefix="load_time_"))
+    os.environ["FUSION_CACHE"] = str(folder / "cache")
+    try:
+        make(folder, size)
+        total = sum((folder / n / "model.safetensors").stat().st_size for n in ("host", "bert"))
+        found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+        for repetition in range(repetitions + 1):
+            for side in SIDES:
+                one = run_side("benchmarks.load_time", "--side", side, "--folder", str(folder))
+                if repetition:
+                    found[side].append(one)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {"bytes": total, "sides": found}
+
+
+def main() -> None:
+    """Measure all sizes and print them, or one side for the process that asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", choices=("quick", "full"), default="quick")
+    parser.add_argument("--side", choices=SIDES)
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(json.dumps(measure(arguments.side, arguments.folder)))
+        return
+    sizes = ["100 MB"] if arguments.scale == "quick" else list(SIZES)
+    results = {size: compare(size, 5) for size in sizes}
+    rows = [["weights", "side", "seconds", "against from_pretrained", "peak memory grew by (MiB)"]]
+    for content in results.values():
+        base = Spread.of([one["seconds"] for one in content["sides"]["from_pretrained"]])
+        for side, found in content["sides"].items():
+            seconds = Spread.of([one["seconds"] for one in found])
+            memory = Spread.of([one["mib"] for one in found])
+            ratio = f"{seconds.median / base.median:.2f}"
+            shown = f"{content['bytes'] / 1e6:.0f} MB"
+            rows.append([shown, side, str(seconds), ratio, f"{memory.median:.0f}"])
+    print(table(rows))
+    print(write_result("load_time", {"results": results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Compute what a cache lacks: length-sorted, in blocks, shared out among ranks and processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fusion.encoders.part import EncoderPart
+from fusion.errors import TrainingError
+from fusion.memory_cache.formats import FORMATS
+from fusion.memory_cache.listing import bad_blocks, caches, drop, shown_bytes
+from fusion.memory_cache.reader import Layout
+from fusion.memory_cache.store import DIGEST, DIGEST_TYPE, Block, Cache, digest_of
+
+Say = Callable[[str], None]
+SAY_EVERY = 30.0
+BLOCK_OVERHEAD = 128  # head, checksum, and a share of the directory
+SPARE_DISK = 0.05  # share of the free disk that is left free
+
+
+@dataclass(frozen=True)
+class Filler:
+    """What computes memories.
+
+    Attributes:
+        pad: padding id
+        batch_tokens: sentences x longest of one forward pass
+        autocast: run the encoder in bf16
+    """
+
+    part: EncoderPart
+    layout: Layout
+    pad: int
+    device: torch.device
+    batch_tokens: int
+    autocast: bool = False
+
+    @torch.inference_mode()
+    def __call__(self, sentences: Sequence[Sequence[int]]) -> bytes:
+        """The bytes of sentences' memories, one after the other.
+
+        Raises:
+            TrainingError: the encoder gives values that are not finite.
+        """
+        return b"".join(self._encode(batch) for batch in self._batches(sentences))
+
+    def _batches(self, sentences: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+        batch: list[Sequence[int]] = []
+        longest = 0
+        for ids in sentences:
+            longest = max(longest, len(ids))
+            if batch and (len(batch) + 1) * longest > self.batch_tokens:
+                yield batch
+                batch, longest = [], len(ids)
+            batch.append(ids)
+        yield batch
+
+    def _encode(self, batch: list[Sequence[int]]) -> bytes:
+        width = max(len(ids) for ids in batch)
+        ids = torch.tensor([[*row, *[self.pad] * (width - len(row))] for row in batch])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch])
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            states = self.part(ids, mask).states
+        if self.layout.layers is not None:
+            states = states.permute(1, 2, 0, 3)  # [B, S, L, M]
+        real = states[mask.bool()].float().reshape(-1, self.layout.width).cpu()
+        if not bool(real.isfinite().all()):
+            raise TrainingError("the encoder gives values that are not finite")
+        encoded: Tensor = FORMATS[self.layout.format].encode(real)
+        return encoded.numpy().tobytes()
+
+
+class Sentences:
+    """The different sentences of a column of ids, by digest.
+
+    Attributes:
+        digests: `[n]`, sorted
+        tokens: `[n]`
+        of_row: per row of the column, which sentence it is
+    """
+
+    def __init__(self, column: Dataset) -> None:
+        (self.name,) = column.column_names
+        self.column = column
+        digests, tokens = [], []
+        for rows in column.iter(batch_size=1000):
+            digests += [digest_of(ids) for ids in rows[self.name]]
+            tokens += [len(ids) for ids in rows[self.name]]
+        every = np.array(digests, DIGEST_TYPE)
+        self.digests, self._first, self.of_row = np.unique(
+            every, return_index=True, return_inverse=True
+        )
+        self.tokens = np.array(tokens, np.int64)[self._first]
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def ids(self, chosen: NDArray[np.int64]) -> list[list[int]]:
+        """The ids of some of the sentences."""
+        rows: list[list[int]] = self.column[self._first[chosen].tolist()][self.name]
+        return rows
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be in a cache.
+
+    Attributes:
+        block_bytes: states of one block, about
+        max_bytes: of the whole directory
+        in_use: names of caches that this run reads, and that are not dropped for another
+    """
+
+    sentences: Sentences
+    block_bytes: int
+    max_bytes: int | None
+    in_use: tuple[str, ...]
+    say: Say
+
+
+def fill(cache: Cache, filler: Filler, work: Work) -> None:
+    """Make a cache hold as much of the work as fits; every rank calls it, and ends with the same.
+
+    Another process may fill the same cache at the same time: each begins somewhere else and skips
+    what the other has written.
+
+    Raises:
+        FusionError: the cache cannot be written.
+    """
+    state = PartialState()
+    cache.open()
+    _drop_bad(cache, work, state)
+    state.wait_for_everyone()
+    cache.refresh()
+    nothing = np.zeros(0, np.int64)
+    token_bytes = filler.layout.token_bytes
+    chosen = [_choose(cache, token_bytes, work) if state.is_main_process else nothing]
+    broadcast_object_list(chosen)
+    blocks = _blocks(chosen[0], token_bytes, work)
+    mine = blocks[state.process_index :: state.num_processes]
+    if mine:
+        start = Random(os.urandom(8)).randrange(len(mine))
+        _compute(cache, filler, work, mine[start:] + mine[:start])
+    state.wait_for_everyone()
+    cache.refresh()
+
+
+def _drop_bad(cache: Cache, work: Work, state: Any) -> None:
+    """Check the blocks that will be read against their checksums; each rank its share."""
+    cache.refresh()
+    needed = [
+        path
+        for path in cache.paths()
+        if path.name not in cache.blocks or _is_needed(cache.blocks[path.name], work)
+    ]
+    bad = bad_blocks(needed[state.process_index :: state.num_processes])
+    for path in bad:
+        path.unlink(missing_ok=True)
+    for path, why in gather_object(list(bad.items())):
+        work.say(f"{path}: {why}; dropped, to be computed again")
+
+
+def _is_needed(block: Block, work: Work) -> bool:
+    return bool(np.isin(block.digests, work.sentences.digests).any())
+
+
+def _choose(cache: Cache, token_bytes: int, work: Work) -> NDArray[np.int64]:
+    """The sentences to compute, longest first, in the order of the blocks; makes room for them."""
+    sentences = work.sentences
+    missing = np.flatnonzero(~cache.locate(sentences.digests).found)
+    missing = missing[np.argsort(-sentences.tokens[missing], kind="stable")]
+    costs = np.cumsum(sentences.tokens[missing] * token_bytes + DIGEST + 4)
+    costs += BLOCK_OVERHEAD * (1 + costs // work.block_bytes)
+    needed = int(costs[-1]) if len(costs) else 0
+    work.say(
+        f"{len(sentences):,} different sentences, {len(sentences) - len(missing):,} are in "
+        f"{cache.directory}; the other {len(missing):,} take {shown_bytes(needed)}"
+    )
+    return missing[costs <= _make_room(cache, needed, work)]
+
+
+def _make_room(cache: Cache, needed: int, work: Work) -> int:
+    """Bytes that may be written, after the least recently used other memories were dropped."""
+    free = int(shutil.disk_usage(cache.directory).free * (1 - SPARE_DISK))
+    if work.max_bytes is None:
+        return free
+    listing = caches(cache.root)
+    room = work.max_bytes - sum(one.bytes for one in listing)
+    for one in listing:
+        if room >= needed:
+            break
+        if one.name not in work.in_use:
+            drop(one)
+            room += one.bytes
+            work.say(
+                f"dropped {one.directory}, {shown_bytes(one.bytes)}, used least recently, "
+                f"for max_bytes: {shown_bytes(work.max_bytes)}"
+            )
+    for block in cache.blocks.values():
+        if room >= needed:
+            break
+        if not _is_needed(block, work):
+            room += block.path.stat().st_size
+            block.path.unlink(missing_ok=True)
+    return min(room, free)
+
+
+def _blocks(chosen: NDArray[np.int64], token_bytes: int, work: Work) -> list[NDArray[np.int64]]:
+    """Cut into blocks, the same way for every rank and process that chose the same."""
+    if not len(chosen):
+        return []
+    numbers = np.cumsum(work.sentences.tokens[chosen] * token_bytes) // work.block_bytes
+    return np.split(chosen, np.flatnonzero(np.diff(numbers)) + 1)
+
+
+def _compute(cache: Cache, filler: Filler, work: Work, blocks: list[NDArray[np.int64]]) -> None:
+    said = time.monotonic()
+    elsewhere: set[bytes] = set()  # what another process has written meanwhile
+    for number, block in enumerate(blocks):
+        for new in cache.refresh():
+            elsewhere.update(new.digests.tolist())
+        digests = work.sentences.digests[block]
+        left = np.array([digest not in elsewhere for digest in digests.tolist()])
+        if left.any():
+            tokens = work.sentences.tokens[block[left]].astype(np.uint32)
+            cache.write(digests[left], tokens, filler(work.sentences.ids(block[left])))
+        if time.monotonic() - said > SAY_EVERY:
+            said = time.monotonic()
+            work.say(f"{number + 1} of {len(blocks)} blocks")

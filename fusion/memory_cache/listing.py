@@ -1,0 +1,132 @@
+"""What lies in a directory of caches, and what may go; needs no torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusion.errors import FusionError
+from fusion.memory_cache.store import (
+    BadBlock,
+    block_names,
+    check_block,
+    read_block,
+    remove_abandoned,
+)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One cache as it lies on disk."""
+
+    directory: Path
+    about: dict[str, Any]
+    key: dict[str, Any]
+    blocks: tuple[Path, ...]
+    bytes: int
+    used: float
+
+    @property
+    def name(self) -> str:
+        """The digest of its key."""
+        return self.directory.name
+
+    def sentences(self) -> int:
+        """Sentences in blocks that can be read."""
+        count = 0
+        for path in self.blocks:
+            try:
+                count += len(read_block(path).digests)
+            except BadBlock:
+                continue
+        return count
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain values."""
+        content: dict[str, Any] = {"name": self.name, "directory": str(self.directory)}
+        content |= {"sentences": self.sentences(), "blocks": len(self.blocks), "bytes": self.bytes}
+        return content | {"used": self.used, "about": self.about, "key": self.key}
+
+
+def caches(root: Path) -> list[Listing]:
+    """Every cache below a directory, least recently used first; other files are not looked at."""
+    found = []
+    for path in root.glob("*/cache.json"):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            about, key = dict(content["about"]), dict(content["key"])
+            used = path.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError):
+            about, key, used = {}, {}, 0.0
+        blocks = tuple(path.parent / name for name in sorted(block_names(path.parent)))
+        size = sum(_size(block) for block in blocks)
+        found.append(Listing(path.parent, about, key, blocks, size, used))
+    return sorted(found, key=lambda cache: (cache.used, cache.name))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def drop(cache: Listing) -> None:
+    """Remove a cache. A run that reads it has it mapped, and keeps what it mapped.
+
+    Raises:
+        FusionError: it is still there.
+    """
+    shutil.rmtree(cache.directory, ignore_errors=True)
+    if cache.directory.exists():
+        raise FusionError(f"{cache.directory}: cannot be removed; whose is it?")
+
+
+def prune(root: Path, max_bytes: int | None, unused_since: float | None) -> list[Listing]:
+    """Remove caches that were last used before a time, then the least recently used ones.
+
+    Args:
+        max_bytes: of what may stay
+        unused_since: seconds since the epoch
+
+    Returns:
+        what was removed
+    """
+    listing = caches(root)
+    for cache in listing:
+        remove_abandoned(cache.directory)
+    left = sum(cache.bytes for cache in listing)
+    removed = []
+    for cache in listing:
+        too_old = unused_since is not None and cache.used < unused_since
+        if too_old or (max_bytes is not None and left > max_bytes):
+            drop(cache)
+            left -= cache.bytes
+            removed.append(cache)
+    return removed
+
+
+def bad_blocks(paths: Iterable[Path]) -> dict[Path, str]:
+    """Blocks that differ from their checksums, and why; reads every byte."""
+    bad = {}
+    for path in paths:
+        try:
+            check_block(path)
+        except BadBlock as problem:
+            if path.exists():
+                bad[path] = str(problem)
+    return bad
+
+
+def shown_bytes(count: int) -> str:
+    """`668.2 MB`: decimal units, as max_bytes reads them."""
+    size, units = float(count), ["bytes", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.0f} {units[0]}" if units[0] == "bytes" else f"{size:.1f} {units[0]}"

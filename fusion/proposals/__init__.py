@@ -1,0 +1,10 @@
+"""Proposed rules for a module and a checkpoint whose names differ; nothing is applied.
+
+In the order of the work: `wording` reads names, `roles` groups tensors by the part they play,
+`packing` takes packed ones apart, `fitting` compares modules, `assignment` chooses, `matching`
+goes through a whole checkpoint, `patterns` writes rules, `proposal` says how sure they are.
+"""
+
+from fusion.proposals.proposal import Proposal, Suggestion, suggest, tensors_of
+
+__all__ = ["Proposal", "Suggestion", "suggest", "tensors_of"]

@@ -1,0 +1,136 @@
+"""Blocks on disk: whole or not there, checked, found by content."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fusion.errors import FusionError
+from fusion.memory_cache.listing import bad_blocks, caches, prune, shown_bytes
+from fusion.memory_cache.store import (
+    DIGEST_TYPE,
+    BadBlock,
+    Cache,
+    check_block,
+    default_directory,
+    digest_of,
+    read_block,
+)
+
+
+def written(root: Path, sentences: list[list[int]], name: str = "one") -> Cache:
+    """A cache with one block; a token's 6 bytes are its id."""
+    cache = Cache(root, {"name": name}, {"source": name})
+    cache.open()
+    digests = np.array([digest_of(ids) for ids in sentences], DIGEST_TYPE)
+    tokens = np.array([len(ids) for ids in sentences], np.uint32)
+    states = b"".join(bytes([token % 256] * 6) for ids in sentences for token in ids)
+    cache.write(digests, tokens, states)
+    cache.refresh()
+    return cache
+
+
+SENTENCES = [[7, 8, 9], [7], [9, 8, 7, 6]]
+
+
+def test_a_sentence_is_found_by_its_ids_and_no_other(tmp_path: Path) -> None:
+    cache = written(tmp_path, SENTENCES)
+    asked = [[9, 8, 7, 6], [9, 8, 7], [7], [7, 8, 9], [70, 8, 9], [], [7, 0]]
+    places = cache.locate(np.array([digest_of(ids) for ids in asked], DIGEST_TYPE))
+    assert places.found.tolist() == [True, False, True, True, False, False, False]
+    raw = places.paths[0].read_bytes()
+    for ids, found, start in zip(asked, places.found, places.start, strict=True):
+        if found:
+            expected = b"".join(bytes([token] * 6) for token in ids)
+            assert raw[start : start + len(expected)] == expected
+
+
+def test_a_digest_that_ends_in_zero_bytes_is_found(tmp_path: Path) -> None:
+    zeros = next([n] for n in range(2**17) if digest_of([n])[-2:] == b"\0\0")
+    cache = written(tmp_path, [[1], zeros, [2]])
+    assert cache.locate(np.array([digest_of(zeros)], DIGEST_TYPE)).found.all()
+    assert not cache.locate(np.array([digest_of([3])], DIGEST_TYPE)).found.any()
+
+
+def test_any_flipped_byte_of_a_block_is_found(tmp_path: Path) -> None:
+    path = written(tmp_path, SENTENCES).paths()[0]
+    check_block(path)
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+        with pytest.raises(BadBlock):
+            check_block(path)
+
+
+def test_a_block_cut_anywhere_is_found_without_reading_its_states(tmp_path: Path) -> None:
+    path = written(tmp_path, SENTENCES).paths()[0]
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(BadBlock):
+            read_block(path)
+
+
+def test_another_key_is_another_cache(tmp_path: Path) -> None:
+    one, two = written(tmp_path, SENTENCES), Cache(tmp_path, {"name": "two"})
+    two.open()
+    assert not two.locate(np.array([digest_of([7])], DIGEST_TYPE)).found.any()
+    assert one.directory != two.directory
+
+
+def test_only_abandoned_unfinished_files_are_removed(tmp_path: Path) -> None:
+    cache = written(tmp_path, SENTENCES)
+    old, new = cache.directory / ".a.block.host.1.tmp", cache.directory / ".b.block.host.2.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200, time.time() - 7200))
+    cache.open()
+    assert not old.exists() and new.exists()
+    assert len(cache.blocks) == 1
+
+
+def test_prune_removes_the_least_recently_used_until_the_rest_fits(tmp_path: Path) -> None:
+    names = ["b", "c", "a"]
+    for age, name in zip((300, 200, 100), names, strict=True):
+        directory = written(tmp_path, SENTENCES, name).directory
+        os.utime(directory / "cache.json", (time.time() - age, time.time() - age))
+    (tmp_path / "notes.txt").write_text("not a cache", encoding="utf-8")
+    (tmp_path / "folder").mkdir()
+    assert [one.about["source"] for one in caches(tmp_path)] == names
+    size = caches(tmp_path)[0].bytes
+    assert [one.about["source"] for one in prune(tmp_path, 2 * size, None)] == ["b"]
+    assert prune(tmp_path, 2 * size, None) == []
+    assert [one.about["source"] for one in prune(tmp_path, None, time.time() - 150)] == ["c"]
+    assert prune(tmp_path, 0, None)[0].about["source"] == "a"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "notes.txt"]
+
+
+def test_a_damaged_description_is_listed_and_can_be_pruned(tmp_path: Path) -> None:
+    cache = written(tmp_path, SENTENCES)
+    (cache.directory / "cache.json").write_text("[", encoding="utf-8")
+    assert [one.name for one in caches(tmp_path)] == [cache.name]
+    assert bad_blocks(caches(tmp_path)[0].blocks) == {}
+    assert len(prune(tmp_path, 0, None)) == 1
+
+
+def test_a_directory_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(FusionError, match=r"memory_cache\.dir: .*file: cannot be written"):
+        Cache(tmp_path / "file", {}).open()
+
+
+def test_the_default_directory_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert default_directory() == Path("/somewhere/fusion/memory")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_directory() == Path.home() / ".cache" / "fusion" / "memory"
+
+
+def test_sizes_are_shown_as_max_bytes_reads_them() -> None:
+    assert [shown_bytes(n) for n in (0, 999, 1000, 668_200_000, 2 * 10**12, 5 * 10**15)] == [
+        "0 bytes", "999 bytes", "1.0 kB", "668.2 MB", "2.0 TB", "5000.0 TB",
+    ]  # fmt: skip

@@ -1,0 +1,347 @@
+"""Batches made from the cache are the batches made without it, and never stale."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fusion.data import TokenBatchSampler
+from fusion.errors import FusionError, TrainingError
+from fusion.memory_cache.listing import bad_blocks, caches
+from fusion.memory_cache.store import read_block
+from fusion.recipe import MemoryCacheSpec
+
+if TYPE_CHECKING:
+    from .conftest import Setup
+
+    SetupMaker = Callable[..., Setup]
+
+ENCODERS: list[dict[str, Any]] = [
+    {},
+    {"layer": 1},
+    {"layer": "mix"},
+    {"overflow": "windows", "max_length": 12},
+    {"overflow": "truncate", "max_length": 9, "layer": "mix"},
+]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS, ids=str)
+def test_memory_from_disk_is_the_memory_computed_on_the_fly(
+    setup: SetupMaker, encoder: dict[str, Any]
+) -> None:
+    made = setup(encoder=encoder)
+    prepared = made.prepare()
+    assert prepared.reports["bert"].share == 1.0
+    assert "bert_input_ids" not in prepared.train.column_names
+    made.check(prepared)
+
+
+@pytest.mark.parametrize("encoder", [{}, {"layer": "mix"}], ids=str)
+@pytest.mark.parametrize(
+    "form, error", [("fp16", 0.002), ("bf16", 0.02), ("int8", 0.04), ("q3", 1)]
+)
+def test_smaller_formats_differ_by_their_error_and_are_as_small_as_they_say(
+    setup: SetupMaker, encoder: dict[str, Any], form: str, error: float
+) -> None:
+    made = setup(encoder=encoder, cache={"format": form})
+    prepared = made.prepare()
+    made.check(prepared, atol=error)
+    with pytest.raises(AssertionError):
+        made.check(prepared, atol=error / 1000)
+    blocks = [read_block(path) for path in made.directory().glob("*.block")]
+    layers = 3 if encoder else 1
+    assert {block.token_bytes for block in blocks} == {
+        layers * {"fp16": 48, "bf16": 48, "int8": 28, "q3": 12}[form]
+    }
+
+
+def test_an_equal_sentence_is_stored_once(setup: SetupMaker) -> None:
+    made = setup()
+    made.prepare()
+    ids = {tuple(row) for row in made.train["bert_input_ids"]}
+    assert len(ids) <= 150 < len(made.train)
+    blocks = [read_block(path) for path in made.directory().glob("*.block")]
+    assert len(blocks) > 3
+    assert sum(len(block.digests) for block in blocks) == len(ids)
+    assert sum(int(block.tokens.sum()) for block in blocks) == sum(map(len, ids))
+
+
+def test_batches_are_the_same_with_and_without_a_cache(setup: SetupMaker) -> None:
+    made = setup()
+    prepared = made.prepare()
+    with_cache, without = (
+        list(TokenBatchSampler(train["lengths"], 512, seed=1))
+        for train in (prepared.train, made.train)
+    )
+    assert with_cache == without
+
+
+def test_a_batch_without_padding_has_no_mask(setup: SetupMaker) -> None:
+    made = setup()
+    prepared = made.prepare()
+    batch = prepared.collate([prepared.train[0]])
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "bert_memory"}
+
+
+def test_the_second_recipe_computes_nothing(setup: SetupMaker) -> None:
+    first, second = setup(), setup()
+    first.prepare()
+    before = {path: path.stat().st_mtime_ns for path in first.directory().glob("*.block")}
+    renamed = second.recipe.model_copy(update={"name": "another", "seed": 5})
+    second.recipe = renamed
+    second.check(second.prepare())
+    after = {path: path.stat().st_mtime_ns for path in first.directory().glob("*.block")}
+    assert before == after
+    assert any("the other 0 take 0 bytes" in line for line in second.said)
+
+
+def test_new_sentences_are_added_to_what_is_there(setup: SetupMaker) -> None:
+    made = setup()
+    whole = made.train
+    made.train = whole.select(range(60))
+    made.prepare()
+    first = set(made.directory().glob("*.block"))
+    made.train = whole
+    made.check(made.prepare())
+    assert first < set(made.directory().glob("*.block"))
+
+
+def changed_weights(made: Setup, folder: Path) -> Path:
+    """A copy of the encoder in which one value of one tensor is another."""
+    copy = folder / "changed"
+    shutil.copytree(made.recipe.encoders["bert"].source, copy)
+    tensors = load_file(copy / "model.safetensors")
+    name = "embeddings.LayerNorm.bias"
+    tensors[name][0] += 0.5
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"source": "changed"},
+        {"layer": 1},
+        {"layer": "mix"},
+        {"max_length": 9},
+        {"max_length": 9, "overflow": "windows"},
+    ],
+    ids=str,
+)
+def test_another_encoder_layer_limit_or_policy_never_reads_stale_memory(
+    setup: SetupMaker, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    first = setup()
+    first.prepare()
+    if "source" in change:
+        change = {"source": str(changed_weights(first, tmp_path))}
+    second = setup(encoder=change)
+    second.check(second.prepare())
+    assert len(caches(tmp_path / "cache")) == 2
+    first.check(first.prepare())
+
+
+def test_another_policy_alone_is_another_cache(setup: SetupMaker, tmp_path: Path) -> None:
+    setup(encoder={"overflow": "truncate"}).prepare()
+    setup(encoder={"overflow": "windows"}).prepare()
+    assert len(caches(tmp_path / "cache")) == 2
+
+
+def test_another_format_is_another_cache(setup: SetupMaker, tmp_path: Path) -> None:
+    for form in ("fp32", "fp16", "bf16"):
+        setup(cache={"format": form}).prepare()
+    found = caches(tmp_path / "cache")
+    assert {one.key["format"] for one in found} == {"fp32", "fp16", "bf16"}
+
+
+@pytest.mark.parametrize("place", ["head", "digests", "states", "checksum", "cut"])
+def test_a_damaged_block_is_dropped_and_computed_again(setup: SetupMaker, place: str) -> None:
+    made = setup()
+    made.prepare()
+    path = sorted(made.directory().glob("*.block"))[1]
+    raw = bytearray(path.read_bytes())
+    at = {"head": 3, "digests": 40, "states": len(raw) // 2, "checksum": len(raw) - 3}
+    if place == "cut":
+        raw = raw[:-10]
+    else:
+        raw[at[place]] ^= 64
+    path.write_bytes(raw)
+    assert list(bad_blocks(made.directory().glob("*.block"))) == [path]
+
+    prepared = made.prepare()
+    said = [line for line in made.said if "dropped, to be computed again" in line]
+    assert len(said) == 1 and path.name in said[0]
+    assert prepared.reports["bert"].share == 1.0
+    made.check(prepared)
+    assert bad_blocks(made.directory().glob("*.block")) == {}
+
+
+def test_the_least_recently_used_other_cache_goes_first(setup: SetupMaker, tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    for age, layer in ((100, 0), (300, 1)):
+        setup(encoder={"layer": layer}).prepare()
+        newest = max(caches(root), key=lambda one: one.used)
+        stamp = time.time() - age
+        os.utime(newest.directory / "cache.json", (stamp, stamp))
+    sizes = [one.bytes for one in caches(root)]
+    limit = sum(sizes) + sizes[0] // 2
+    made = setup(cache={"max_bytes": limit})
+    prepared = made.prepare()
+    assert {one.key["layer"] for one in caches(root)} == {0, -1}
+    assert prepared.reports["bert"].share == 1.0
+    assert sum(one.bytes for one in caches(root)) <= limit
+    assert sum("used least recently" in line for line in made.said) == 1
+
+
+def test_blocks_of_other_text_go_before_this_text_is_left_out(
+    setup: SetupMaker, tmp_path: Path
+) -> None:
+    made = setup()
+    whole = made.train
+    made.train = whole.select(range(75))
+    made.prepare()
+    size = caches(tmp_path / "cache")[0].bytes
+    made = setup(cache={"max_bytes": int(size * 1.2)})
+    made.train = whole.select(range(75, 150))
+    assert made.prepare().reports["bert"].share > 0.9
+    assert caches(tmp_path / "cache")[0].bytes <= size * 1.2
+
+
+def test_what_fits_is_cached_and_the_rest_is_computed_on_the_fly(
+    setup: SetupMaker, tmp_path: Path
+) -> None:
+    setup().prepare()
+    size = caches(tmp_path / "cache")[0].bytes
+    shutil.rmtree(tmp_path / "cache")
+    made = setup(cache={"max_bytes": size // 2})
+    prepared = made.prepare()
+    share = prepared.reports["bert"].share
+    assert 0.35 < share < 0.5
+    assert sum(one.bytes for one in caches(tmp_path / "cache")) <= size // 2
+    assert f"{share:.1%} of the encoder's tokens are read from" in made.said[-1]
+    assert f"the other {1 - share:.1%} are computed on the fly" in made.said[-1]
+    made.check(prepared)
+    cached = np.flatnonzero(made.reader(prepared).cached)
+    other = np.flatnonzero(~made.reader(prepared).cached)
+    mixed = prepared.collate([prepared.train[int(i)] for i in (cached[0], other[0])])
+    assert mixed["bert_cached"].tolist() == [True, False]
+    alone = prepared.collate([prepared.train[int(other[0])]])
+    assert "bert_memory" not in alone and "bert_input_ids" in alone
+
+
+def test_a_mix_of_cached_and_other_sentences_of_all_layers_is_put_together(
+    setup: SetupMaker,
+) -> None:
+    made = setup(encoder={"layer": "mix"}, cache={"max_bytes": 250_000})
+    prepared = made.prepare()
+    assert 0.1 < prepared.reports["bert"].share < 0.9
+    made.check(prepared)
+
+
+@pytest.mark.parametrize(
+    "encoder, reason",
+    [
+        ({"freeze": False}, "the encoder is trained (freeze: false)"),
+        ({"encoder_dropout": True}, "the encoder's dropout is on (encoder_dropout: true)"),
+    ],
+)
+def test_the_cache_is_off_and_says_why_where_memory_changes(
+    setup: SetupMaker, tmp_path: Path, encoder: dict[str, Any], reason: str
+) -> None:
+    made = setup(encoder=encoder)
+    prepared = made.prepare()
+    assert made.said == [
+        line for line in made.said if f"memory cache of bert: off: {reason}" in line
+    ]
+    assert made.said
+    assert prepared.train is made.train
+    assert reason in str(prepared.reports["bert"].off)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_no_section_means_no_cache(setup: SetupMaker) -> None:
+    made = setup()
+    made.recipe = made.recipe.model_copy(update={"memory_cache": None})
+    prepared = made.prepare()
+    assert prepared.train is made.train and prepared.reports == {} and made.said == []
+
+
+def test_a_size_is_said_before_anything_is_computed(setup: SetupMaker) -> None:
+    made = setup()
+    made.prepare()
+    tokens = sum(len(ids) for ids in {tuple(row) for row in made.train["bert_input_ids"]})
+    first = made.said[0]
+    assert "different sentences, 0 are in" in first
+    said = float(first.rsplit("take ", 1)[1].split()[0])
+    actual = sum(path.stat().st_size for path in made.directory().glob("*.block")) / 1000
+    assert actual <= said * 1.001 and said < actual * 1.1
+    assert actual * 1000 > tokens * 24 * 4
+
+
+def test_a_reader_goes_on_after_its_cache_is_removed(setup: SetupMaker) -> None:
+    made = setup()
+    prepared = made.prepare()
+    shutil.rmtree(made.directory())
+    made.check(prepared)
+
+
+def test_a_reader_can_be_sent_to_a_worker(setup: SetupMaker) -> None:
+    made = setup()
+    prepared = made.prepare()
+    prepared.collate = pickle.loads(pickle.dumps(prepared.collate))
+    made.check(prepared)
+
+
+def test_an_encoder_that_gives_no_numbers_is_an_error_not_a_cache(
+    setup: SetupMaker, tmp_path: Path
+) -> None:
+    made = setup()
+    encoder = made.composition.model.encoder_parts["bert"].model
+    with torch.no_grad():
+        encoder.embeddings.LayerNorm.bias[0] = float("nan")
+    with pytest.raises(TrainingError, match="not finite"):
+        made.prepare()
+    assert caches(tmp_path / "cache")[0].blocks == ()
+
+
+def test_training_reads_memory_in_place_of_running_the_encoder(setup: SetupMaker) -> None:
+    made = setup()
+    prepared = made.prepare()
+    rows = [prepared.train[i] for i in range(8)]
+    model = made.composition.model
+    expected = model(**made.composition.processor.pad([made.train[i] for i in range(8)]))
+    del model.encoders["bert"].model  # nothing is left to run
+    found = model(**prepared.collate(rows))
+    assert torch.allclose(found.loss, expected.loss, atol=1e-6)
+
+
+def test_ids_or_memory_have_to_be_given(setup: SetupMaker) -> None:
+    made = setup()
+    prepared = made.prepare()
+    batch = prepared.collate([prepared.train[0]])
+    del batch["bert_memory"]
+    with pytest.raises(FusionError, match="bert_input_ids is missing"):
+        made.composition.model(**batch)
+
+
+def test_a_recipe_is_the_same_with_an_fp32_cache_wherever_it_lies(setup: SetupMaker) -> None:
+    recipe = setup().recipe
+
+    def digest(**cache: Any) -> str:
+        spec = MemoryCacheSpec.model_validate(cache)
+        return recipe.model_copy(update={"memory_cache": spec}).digest()
+
+    off = recipe.model_copy(update={"memory_cache": None}).digest()
+    assert off == digest() == digest(dir="/elsewhere", max_bytes="20GB", block_bytes=10_000)
+    assert len({off, digest(format="fp16"), digest(format="q3")}) == 3
+    assert digest(format="q3") == digest(format="q3", dir="/elsewhere")
