@@ -32,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Composite NMT models: a host, pretrained encoders and glue; every tensor accounted for.",
 )
+keymap = typer.Typer(no_args_is_help=True, help="Rules between differing tensor names.")
+app.add_typer(keymap, name="keymap")
 cache = typer.Typer(no_args_is_help=True, help="The memory of frozen encoders, on disk.")
 app.add_typer(cache, name="cache")
 out = Console(soft_wrap=True)
@@ -143,7 +145,7 @@ def train(
         from fusion.lock import check_lock
 
         check_lock(loaded, recipe)
-    from fusion.composition import host_recipe
+    from fusion.parts import host_recipe
     from fusion.train import finished_run, run
 
     first = int(os.environ.get("RANK", "0")) == 0
@@ -256,6 +258,33 @@ def verify(model: Model) -> None:
     ledger = read_ledger(model)
     frozen = sum(entry.frozen and entry.digest is not None for entry in ledger)
     out.print(f"{model}: all {len(ledger)} tensors are what the ledger says; {frozen} frozen")
+
+
+@app.command()
+def export(
+    model: Model,
+    to: Annotated[str, typer.Option("--to", help="hf, marian-hf or fairseq")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="a new directory or file")],
+) -> None:
+    """Give the host back, without glue, in its own format."""
+    from fusion.export import export as export_host
+
+    out.print(f"exported to {export_host(model, to, output)}", highlight=False)
+
+
+@keymap.command()
+def suggest(
+    target: Annotated[str, typer.Argument(help="a directory with config.json, or a checkpoint")],
+    source: Annotated[str, typer.Argument(help="the checkpoint that is to be loaded")],
+    source_format: Annotated[
+        str | None, typer.Option("--format", help="of the source; by default its content decides")
+    ] = None,
+) -> None:
+    """Propose rules, to be read and pasted into a recipe; nothing is applied."""
+    from fusion.checkpoints.directory import open_source
+    from fusion.proposals import propose
+
+    print(propose(target, open_source(source, source_format)).to_yaml(), end="")
 
 
 @app.command(name="list")

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from fusion.checkpoints.directory import locate, open_source
-from fusion.checkpoints.source import Source
-from fusion.encoders.auto import LEFT_OUT, position_limit
-from fusion.errors import RecipeError, SiteError, SourceError, WarmStartError, nearest
-from fusion.glue.mix import LayerMix
+from fusion.checkpoints.directory import locate
+from fusion.encoders.auto import position_limit
+from fusion.errors import RecipeError, SiteError, WarmStartError, nearest
 from fusion.hosts.family import family_of
-from fusion.keymap import KeyMap, Pattern
 from fusion.ledger import Ledger
 from fusion.model import FusedConfig, FusedModel
-from fusion.planning import Plan, every_tensor, is_persistent
+from fusion.parts import (
+    Part,
+    arguments_of,
+    check_vocabulary,
+    foreign_host,
+    host_directory,
+    host_recipe,
+    is_trained,
+    parts_of_recipe,
+    read_config,
+)
+from fusion.planning import Plan
 from fusion.processor import EncoderText, FusionProcessor, load_tokenizer
-from fusion.recipe import EncoderSpec, PartSpec, Recipe, SentencePieceSpec, load_recipe
-from fusion.registry import HOSTS
-from fusion.saved import recomputed
+from fusion.recipe import EncoderSpec, Recipe, SentencePieceSpec
+from fusion.registry import HOSTS, TOOLKITS
 from fusion.warmstart import parameters_on_meta, verify_total, warm_start
 from fusion.warmstart import plan as plan_part
 
@@ -71,23 +75,6 @@ class RecipePlan:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Part:
-    """One part of a recipe, ready for the warm start.
-
-    Attributes:
-        prefix: of its tensors in the model
-        where: its source as the recipe has it
-    """
-
-    prefix: str
-    source: Source | None
-    where: str
-    rules: dict[str, Any] = field(default_factory=dict)
-    ignore: dict[str, str] = field(default_factory=dict)
-    init: dict[str, str] = field(default_factory=dict)
-
-
 def compose(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) -> Composition:
     """Build the model of a recipe and give every tensor its values.
 
@@ -105,7 +92,7 @@ def compose(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) ->
     for part in parts:
         module = model.get_submodule(part.prefix.rstrip("."))
         try:
-            filled = warm_start(module, part.source, **_arguments(part, module, recipe))
+            filled = warm_start(module, part.source, **arguments_of(part, module, recipe))
         except WarmStartError as error:
             problems.append(str(error))
             continue
@@ -129,7 +116,7 @@ def plan(recipe: Recipe) -> RecipePlan:
     problems: list[str] = []
     for part in parts:
         module = model.get_submodule(part.prefix.rstrip("."))
-        arguments = _arguments(part, module, recipe)
+        arguments = arguments_of(part, module, recipe)
         arguments.pop("compute")
         decided = plan_part(module, part.source, **arguments)
         problems += decided.problems
@@ -140,13 +127,13 @@ def plan(recipe: Recipe) -> RecipePlan:
 def is_host_ready(recipe: Recipe) -> bool:
     """False where the host is the output of another recipe that has not been trained."""
     below = host_recipe(recipe)
-    return below is None or _is_trained(below)
+    return below is None or is_trained(below)
 
 
 def recipe_parts(recipe: Recipe) -> tuple[FusedModel, list[Part]]:
     """A recipe's model on meta and its parts; a host yet to be trained as it will be."""
     planned = recipe
-    if (below := host_recipe(recipe)) is not None and not _is_trained(below):
+    if (below := host_recipe(recipe)) is not None and not is_trained(below):
         planned = recipe.model_copy(update={"host": below.host, "data": below.data})
     return _build(planned, _host_config(planned, None))
 
@@ -167,58 +154,14 @@ def _row(part: Part, module: nn.Module, decided: Plan) -> PartPlan:
     )
 
 
-def host_recipe(recipe: Recipe) -> Recipe | None:
-    """The recipe that makes this recipe's host, for `host: {source: recipe:FILE}`."""
-    source = recipe.host.source
-    if source is None or not source.startswith("recipe:"):
-        return None
-    return load_recipe(source.removeprefix("recipe:"))
-
-
-def model_directory(recipe: Recipe) -> Path:
-    """Where a recipe's finished model lies."""
-    return Path(recipe.output) / "model"
-
-
-def _is_trained(recipe: Recipe) -> bool:
-    return (model_directory(recipe) / "ledger.json").is_file()
-
-
-def host_directory(recipe: Recipe) -> Path:
-    """The directory of a recipe's pretrained host: config, weights, tokenizer.
-
-    Raises:
-        SourceError: it is not there.
-    """
-    assert recipe.host.source is not None
-    below = host_recipe(recipe)
-    if below is not None:
-        directory = model_directory(below)
-        if not _is_trained(below):
-            raise SourceError(
-                f"{recipe.host.source}: not trained yet (no {directory}); fusion train it"
-            )
-    else:
-        directory = locate(recipe.host.source)
-    if not directory.is_dir():
-        raise SourceError(f"host.source: {directory}: a directory with config.json is needed")
-    return directory / "host" if (directory / "host").is_dir() else directory
-
-
-def _read_config(directory: Path, where: str) -> PretrainedConfig:
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(directory)
-    except (OSError, ValueError, KeyError) as error:
-        raise SourceError(
-            f"{where}: {directory}: no config: {str(error).splitlines()[0]}"
-        ) from None
-    return config
-
-
 def _host_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> PretrainedConfig:
     """The host's config: its source's, or new with the ids of its tokenizer."""
-    if recipe.host.new is None:
-        config = _read_config(host_directory(recipe), "host.source")
+    if (foreign := foreign_host(recipe)) is not None:
+        config = HOSTS.get(foreign.family).new_config(foreign.config)
+        if tokenizer is not None and not recipe.host.rules:
+            check_vocabulary(foreign, tokenizer)
+    elif recipe.host.new is None:
+        config = read_config(host_directory(recipe), "host.source")
     else:
         options = dict(recipe.host.new)
         family = HOSTS.get(options.pop("family"))
@@ -276,11 +219,11 @@ def _build(recipe: Recipe, host_config: PretrainedConfig) -> tuple[FusedModel, l
     with parameters_on_meta():
         model = FusedModel(config)
     _check_limits(recipe, model)
-    return model, _parts(recipe, model)
+    return model, parts_of_recipe(recipe, model)
 
 
 def _encoder_spec(name: str, spec: EncoderSpec) -> dict[str, Any]:
-    config = _read_config(locate(spec.source), f"encoders.{name}.source")
+    config = read_config(locate(spec.source), f"encoders.{name}.source")
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(spec.layer, int) and layers is not None and not -1 <= spec.layer <= layers:
         raise RecipeError(
@@ -310,118 +253,13 @@ def _check_limits(recipe: Recipe, model: FusedModel) -> None:
         model.config.encoders[name]["limit"] = part.limit
 
 
-def _parts(recipe: Recipe, model: FusedModel) -> list[Part]:
-    host = recipe.host
-    if host.new is not None:
-        parts = [Part("host.", None, "new", init={"{name*}": host.init})]
-    else:
-        parts = [_loaded_part("host.", open_source(host_directory(recipe)), host)]
-    for name, spec in recipe.encoders.items():
-        parts.append(_loaded_part(f"encoders.{name}.model.", open_source(spec.source), spec))
-    if len(model.encoders):
-        init: dict[str, str] = {}
-        for place, module in model.glue_modules.items():
-            own = place.removeprefix("glue.")
-            init |= {f"{own}.{pattern}": rule for pattern, rule in module.initial().items()}
-        parts.append(Part("glue.", None, "new", init=init | {"{name*}": "transformer"}))
-    for name, mix in model.mixes.items():
-        assert isinstance(mix, LayerMix)
-        parts.append(Part(f"mixes.{name}.", None, "new", init=mix.initial()))
-    return parts
-
-
-def _loaded_part(prefix: str, source: Source, spec: PartSpec) -> Part:
-    rules = {
-        target: rule if isinstance(rule, str) else rule.model_dump(by_alias=True)
-        for target, rule in spec.rules.items()
-    }
-    return Part(prefix, source, str(spec.source), rules, dict(spec.ignore), dict(spec.new_tensors))
-
-
-def _arguments(part: Part, module: nn.Module, recipe: Recipe) -> dict[str, Any]:
-    """Keyword arguments of the warm start of one part."""
-    no: Callable[[str], bool] = lambda name: False  # noqa: E731
-    pretrained = hasattr(module, "base_model_prefix")
-    rules, ignore, init = dict(part.rules), dict(part.ignore), dict(part.init)
-    computed = recomputed(module) if pretrained else no
-    if pretrained and part.source is not None:
-        rules |= _usual_names(module, part.source, rules)
-        ignore |= _usually_ignored(module, part.source, part.prefix)
-    if part.source is None:
-        init = _by_tensor(module, init, computed)
-    return {
-        "rules": rules,
-        "ignore": ignore,
-        "init": init,
-        "compute": getattr(module, "_init_weights", None) if pretrained else None,
-        "computed": computed,
-        "seed": recipe.seed,
-        "prefix": part.prefix,
-    }
-
-
-def _by_tensor(
-    module: nn.Module, init: dict[str, str], computed: Callable[[str], bool]
-) -> dict[str, str]:
-    """The first pattern that matches decides; what the class computes is not initialised."""
-    patterns = [(Pattern(pattern), rule) for pattern, rule in init.items()]
-    found = {}
-    for names, _, kind in every_tensor(module):
-        if any(map(computed, names)) or (kind == "buffer" and not is_persistent(module, names[0])):
-            continue
-        hits = (rule for pattern, rule in patterns if pattern.match(names[0]) is not None)
-        if (rule := next(hits, None)) is not None:
-            found[names[0]] = rule
-    return found
-
-
-def _usual_names(module: nn.Module, source: Source, rules: dict[str, Any]) -> dict[str, str]:
-    """Renames that transformers' own loader makes: the base model's prefix, gamma and beta."""
-    headers = source.tensors()
-    prefix = f"{module.base_model_prefix}."
-    own = KeyMap.parse(rules)
-    found = {}
-    for name in module.state_dict():
-        if name in headers or own.rule_of(name) is not None:
-            continue
-        old = name
-        if name.endswith("LayerNorm.weight"):
-            old = name.removesuffix("weight") + "gamma"
-        elif name.endswith("LayerNorm.bias"):
-            old = name.removesuffix("bias") + "beta"
-        for candidate in (prefix + name, old, prefix + old):
-            if candidate in headers:
-                found[name] = candidate
-                break
-    return found
-
-
-def _usually_ignored(module: nn.Module, source: Source, prefix: str) -> dict[str, str]:
-    """What transformers leaves out of a class by itself, and what no memory reads."""
-    patterns = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
-    left_out = {Pattern(p): why for p, why in LEFT_OUT.items()} if prefix != "host." else {}
-    wanted = set(module.state_dict())
-    ignored = {}
-    for key in source.tensors():
-        base = key.removeprefix(f"{module.base_model_prefix}.")
-        if {key, base} & wanted:
-            continue
-        hits = (why for p, why in left_out.items() if p.match(base) is not None)
-        why = next(hits, None)
-        if why is None and any(re.search(pattern, key) for pattern in patterns):
-            why = "transformers leaves it out of this class"
-        if why is not None:
-            ignored[key] = why
-    return ignored
-
-
 def _generation_config(recipe: Recipe, model: FusedModel) -> GenerationConfig:
     """The host's generation settings with the recipe's on top.
 
     Raises:
         RecipeError: a setting that transformers does not have.
     """
-    if recipe.host.new is None:
+    if recipe.host.new is None and recipe.host.format not in TOOLKITS:
         try:
             base = GenerationConfig.from_pretrained(host_directory(recipe))
         except OSError:

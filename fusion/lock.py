@@ -9,8 +9,9 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from fusion.composition import host_recipe, is_host_ready, recipe_parts
+from fusion.composition import is_host_ready, recipe_parts
 from fusion.errors import RecipeError
+from fusion.parts import host_recipe
 from fusion.recipe import Recipe
 
 FORMAT = 1

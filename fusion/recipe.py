@@ -27,7 +27,16 @@ from pydantic import (
 )
 
 from fusion.errors import RecipeError, nearest
-from fusion.registry import ENCODERS, GLUE, HOSTS, INITS, annotated_fields, keyword_options
+from fusion.registry import (
+    ENCODERS,
+    GLUE,
+    HOSTS,
+    INITS,
+    SOURCES,
+    TOOLKITS,
+    annotated_fields,
+    keyword_options,
+)
 
 RESERVED_ENCODER_NAMES = ("decoder", "host", "encoder", "input", "attention", "labels", "cache")
 
@@ -68,6 +77,11 @@ class PartSpec(Strict):
         description="directory, hub id (org/name or org/name@revision), package:NAME/PATH, "
         "or (host only) recipe:FILE",
     )
+    format: str | None = Field(
+        default=None,
+        description="of the source: a name in the registry of sources; fairseq, opennmt, ... for "
+        "a host of another toolkit; by default the content decides",
+    )
     freeze: bool = False
     rules: dict[str, str | RuleSpec] = Field(
         default_factory=dict, description="target name pattern <- source name pattern"
@@ -103,6 +117,8 @@ class HostSpec(PartSpec):
             raise ValueError("say either source (a checkpoint) or new (a config), one of the two")
         if self.new is not None and not isinstance(self.new.get("family"), str):
             raise ValueError(f"new needs family, one of: {', '.join(HOSTS.names())}")
+        if self.format in TOOLKITS and self.tokenizer is None:
+            raise ValueError(f"a host of {self.format} needs tokenizer: a directory")
         if self.new is not None and self.tokenizer is None:
             raise ValueError("a new host needs tokenizer: {vocab_size: ...} or a directory")
         return self
@@ -720,6 +736,9 @@ def _unknown_names(recipe: Recipe) -> list[str]:
     if recipe.encoders and not recipe.glue:
         problems.append("glue: is missing: the encoders' memory would go nowhere")
     for where, part in [("host", recipe.host), *_encoder_parts(recipe)]:
+        if part.format is not None and part.format not in SOURCES.names():
+            near = _near(part.format, SOURCES)
+            problems.append(f'{where}.format: no source "{part.format}"{near}')
         for pattern, rule in part.new_tensors.items():
             if (kind := rule.partition(":")[0]) not in INITS.names():
                 near = _near(kind, INITS)

@@ -34,12 +34,13 @@ from transformers import (
 
 import fusion
 from fusion.check import Findings, check_model
-from fusion.composition import Composition, compose, host_recipe, model_directory
+from fusion.composition import Composition, compose
 from fusion.data import read_corpus, tokenise
 from fusion.errors import FusionError, RecipeError, TrainingError
 from fusion.evaluate import Evaluation, score
 from fusion.memory_cache.prepare import Hardware, prepare
 from fusion.model import FusedModel
+from fusion.parts import host_recipe, model_directory
 from fusion.processor import FusionProcessor, load_tokenizer
 from fusion.recipe import Recipe, SentencePieceSpec
 from fusion.saved import (

@@ -17,9 +17,11 @@ from fusion.checkpoints.shards import read_index
 from fusion.checkpoints.source import Source
 from fusion.checkpoints.torch import TorchSource
 from fusion.errors import SourceError, nearest
+from fusion.registry import SOURCES
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_ONLINE = not HF_HUB_OFFLINE
 _WANTED = ["*.json", "*.safetensors", "*.bin", "*.model", "*.spm", "*.txt"]
 
 
@@ -57,53 +59,66 @@ def _locate_package(source: str) -> Path:
     return path
 
 
-def _locate_hub(source: str) -> Path:
-    """A snapshot in the hub's cache, downloaded if it is not there and the hub may be asked."""
+def _locate_hub(source: str, *, weights: bool = False) -> Path:
+    """A snapshot in the hub's cache, downloaded if it is not there and the hub may be asked.
+
+    Args:
+        weights: a snapshot of which only configs are in the cache is not enough
+    """
     name, _, revision = source.partition("@")
     if ".." in revision:
         raise SourceError(f"{source}: {revision} is no revision")
     problem = ""
     for local_only in (True, False):
         try:
-            return Path(
-                snapshot_download(
-                    name,
-                    revision=revision or None,
-                    allow_patterns=_WANTED,
-                    local_files_only=local_only,
-                )
+            found = snapshot_download(
+                name,
+                revision=revision or None,
+                allow_patterns=_WANTED,
+                local_files_only=local_only,
             )
+            if not (weights and local_only and not _holds_weights(Path(found)) and _ONLINE):
+                return Path(found)
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
             problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if HF_HUB_OFFLINE:
+        if not _ONLINE:
             problem = f"HF_HUB_OFFLINE is set and the cache lacks it{_cached(name, revision)}"
             break
     raise SourceError(f"{source}: no such path, and the hub gives no such model: {problem}")
 
 
+def _holds_weights(path: Path) -> bool:
+    wanted = [*_WEIGHTS, *(f"{name}.index.json" for name in _WEIGHTS), METADATA]
+    return any((path / name).is_file() for name in wanted)
+
+
 def _cached(name: str, revision: str) -> str:
     """What the cache has instead: revisions of this model, or nothing."""
     folder = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
-    refs = [
-        str(p.relative_to(folder / "refs")) for p in (folder / "refs").rglob("*") if p.is_file()
-    ]
-    snapshots = [p.name for p in (folder / "snapshots").glob("*")]
-    return nearest(revision, [*refs, *snapshots])
+    refs = [path for path in (folder / "refs").rglob("*") if path.is_file()]
+    names = [str(path.relative_to(folder / "refs")) for path in refs]
+    return nearest(revision, [*names, *(path.name for path in (folder / "snapshots").glob("*"))])
 
 
 def open_source(source: str | Path, format: str | None = None) -> Source:
     """Open a checkpoint: a file, a directory, a package path or a hub id.
 
     Args:
-        format: a name of `fusion list` ("torch", a plug-in's, ...); by default the content decides
+        format: a name of `fusion list` ("torch", a plug-in's, ...); by default the content decides.
+            The location of what is opened then is `FORMAT:PLACE`, which opens the same again
 
     Raises:
         SourceError: nothing there that can be read.
     """
     location = str(source)
+    if format is None and (scheme := location.partition(":")[0]) in SOURCES.names():
+        format, location = scheme, location.partition(":")[2]
     path = locate(location)
+    on_disk = location.startswith("package:") or Path(location).expanduser().exists()
+    if not on_disk and "snapshots" in path.parts:
+        path = _locate_hub(location, weights=True)
     if format is not None:
-        return open_as(path, location, format)
+        return open_as(path, f"{format}:{location}", format)
     return open_directory(path, location) if path.is_dir() else open_file(path, location)
 
 

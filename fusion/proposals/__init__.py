@@ -2,9 +2,11 @@
 
 In the order of the work: `wording` reads names, `roles` groups tensors by the part they play,
 `packing` takes packed ones apart, `fitting` compares modules, `assignment` chooses, `matching`
-goes through a whole checkpoint, `patterns` writes rules, `proposal` says how sure they are.
+goes through a whole checkpoint, `patterns` writes rules, `proposal` says how sure they are,
+`target` reads what they are for.
 """
 
 from fusion.proposals.proposal import Proposal, Suggestion, suggest, tensors_of
+from fusion.proposals.target import propose
 
-__all__ = ["Proposal", "Suggestion", "suggest", "tensors_of"]
+__all__ = ["Proposal", "Suggestion", "propose", "suggest", "tensors_of"]

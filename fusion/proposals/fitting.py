@@ -9,7 +9,7 @@ from typing import Any
 
 from fusion.proposals.evidence import Evidence
 from fusion.proposals.roles import TABLES, Role, slim
-from fusion.proposals.wording import agreement, contradictions
+from fusion.proposals.wording import agreement, contradictions, is_named
 
 MIXED, DECIDED = 1.5, 2.0  # cost of an odd layout; margin above which a choice is no guess
 _BASE, _MISSING = 3.0, 1.0
@@ -35,7 +35,7 @@ class Fit:
     """A pair of modules: its tensors pair by pair."""
 
     score: float
-    said: float
+    named: bool
     pairs: tuple[tuple[Role, Role, tuple[Any, ...]], ...]
     open_leaves: bool = False
 
@@ -61,16 +61,16 @@ def fit_units(
         return None
     fits = []
     for columns in itertools.permutations([*there, *[None] * len(here)], len(here)):
-        pairs, score, said = [], 0.0, 0.0
+        pairs, score, named = [], 0.0, True
         for a, b in zip(here, columns, strict=True):
             one = table.get((id(a), id(b)))
             if one is not None and b is not None:
                 pairs.append((a, b, one[0]))
                 score += one[1]
-                said += one[2]
+                named &= is_named(a.meaning, b.meaning, one[2])
         if pairs:
             alone = len(here) + len(there) - 2 * len(pairs)
-            fits.append(Fit(score - _MISSING * alone, said, tuple(pairs)))
+            fits.append(Fit(score - _MISSING * alone, named, tuple(pairs)))
     best = max(fits, key=lambda fit: fit.score)
     ids = {(id(a), id(b)) for a, b, _ in best.pairs}
     rivals = [
@@ -135,9 +135,8 @@ def judged(fit: Fit, cost: float, other: str | None, setting: Setting) -> Eviden
         return Evidence("low", ("order",)).doubted(
             why, f"{fit.name} and {other or 'another candidate in the file'}"
         )
-    named = fit.said >= 2.0 * len(fit.pairs)
     evidence = Evidence("fair", ("shapes: nothing else fits",))
-    if named:
+    if fit.named:
         evidence = Evidence("high", ("names", "shapes"))
     for a, b, _ in fit.pairs:
         against = contradictions(a.meaning, b.meaning)

@@ -275,10 +275,18 @@ def _cast(one: Match) -> Match:
 
 
 def _packing(one: Match) -> Match:
-    """Doubt the order within a packed tensor unless its name tells."""
-    for role in (one.source, one.target):
-        pieces = next(iter(role.members.values())).pieces
+    """Doubt the order within a packed tensor, unless its name tells or both sides say the same."""
+    roles = (one.source, one.target)
+    split = [
+        role
+        for role in roles
+        if any(piece.kind == "split" for piece in next(iter(role.members.values())).pieces)
+    ]
+    if not split and {role.meaning.kind for role in roles} & {"qkv", "kv"}:
+        whole = {packed_order(role.template) for role in roles}
+        split = [*roles] if len(whole) > 1 else []
+    for role in split:
         why = packed_order(role.template)
-        if any(piece.kind == "split" for piece in pieces) and why is not None:
+        if why is not None:
             one = replace(one, evidence=one.evidence.doubted(why, role.template))
     return one

@@ -27,6 +27,7 @@ def unstacked(roles: list[Role], other: list[Role]) -> list[Role]:
             if len(role.shape) > 1
             and role.shape[0] == count
             and tuple(sorted(role.shape[1:])) in shapes
+            and tuple(sorted(role.shape)) not in shapes
             and role.meaning.kind not in TABLES
         ]
         if 2 * len(stacks) >= len(theirs):

@@ -124,8 +124,9 @@ def _candidates(name: str, one: Found) -> Iterable[Rule]:
         for texts in (plain, _sides(plain)):
             for holes in _tails(texts):
                 target, *sources = (".".join(parts) for parts in holes)
-                if target not in sources:
-                    yield _rule(target, tuple(sources), one)
+                rule = _rule(target, tuple(sources), one)
+                if target not in sources or rule.operations or rule.where:
+                    yield rule
 
 
 def _sides(texts: list[list[str]]) -> list[list[str]]:

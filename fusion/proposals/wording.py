@@ -69,13 +69,13 @@ _BLOCKS = [
         cross=rf"cross_?(?:{_ATT}|mha)?|enc(?:oder)?_{_ATT}|enc_?dec_{_ATT}|context(?:_{_ATT})?"
         rf"|src_{_ATT}|(?:src|source)_(?:trg|tgt|target)_{_ATT}|multihead_attn|inter_{_ATT}"
         rf"|memory_{_ATT}|crossattention",
-        self=rf"self(?:_{_ATT})?|slf_{_ATT}|{_ATT}\.self",
+        self=rf"self(?:_{_ATT})?|sa|slf_{_ATT}|{_ATT}\.self",
         attn=rf"{_ATT}|mha|multi_?head_{_ATT}|in_proj|qkv|[wb][qkv]",
         ffn=r"ffn|ffw|feed_?forward|ff|mlp|intermediate|dense_relu_dense|pwff|positionwise|fc"
         r"|transition",
     ),
 ]
-_BERT_OUTPUT = re.compile(r"^output\.(?:dense|layer_norm)")
+_BERT_OUTPUT = re.compile(r"^output[._](?:dense|layer_norm)")
 _EVERYWHERE = [
     *_table(norm=_NORM),
     *_table(
@@ -187,6 +187,16 @@ def agreement(a: Meaning, b: Meaning) -> float:
         score += _compare(a.ordinal, b.ordinal, 0.5, -0.5)
     union = a.words | b.words
     return score + (2.0 * len(a.words & b.words) / len(union) if union else 0.0)
+
+
+def is_named(a: Meaning, b: Meaning, said: float) -> bool:
+    """Whether names speak for a pair with more than that both are weights, or biases.
+
+    Args:
+        said: their agreement, with whatever else names added to it
+    """
+    leaf = _WEIGHTS["leaf"][0] if a.leaf is not None and a.leaf == b.leaf else 0.0
+    return said - leaf >= 1.0
 
 
 def contradictions(a: Meaning, b: Meaning) -> list[str]:

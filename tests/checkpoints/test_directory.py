@@ -200,12 +200,19 @@ def test_hub_ids_are_found_in_the_cache_by_branch_tag_and_commit(hub: Path) -> N
 
 
 def test_what_the_cache_lacks_is_one_clear_error_offline(hub: Path) -> None:
-    lines = ask(hub, "org/other", "org/tiny@v3", "org/tiny@../../x", "org/tiny@" + "0" * 40)
+    lines = ask(hub, "org/other", "org/tiny@v22", "org/tiny@../../x", "org/tiny@" + "0" * 40)
     assert all(line.startswith("error: org/") for line in lines)
     assert "HF_HUB_OFFLINE is set and the cache lacks it" in lines[0]
     assert 'HF_HUB_OFFLINE is set and the cache lacks it; nearest: "v2"' in lines[1]
     assert "is no revision" in lines[2]
     assert "HF_HUB_OFFLINE is set and the cache lacks it; known: " in lines[3]
+
+
+def test_a_snapshot_without_weights_is_said_to_hold_none(hub: Path) -> None:
+    snapshot = hub / "hub" / "models--org--tiny" / "snapshots" / OTHER
+    (snapshot / "model.safetensors").unlink()
+    (line,) = ask(hub, "org/tiny@v2")
+    assert "holds no model.safetensors" in line or "the cache lacks it" in line
 
 
 def test_a_folder_beside_us_comes_before_a_hub_id_of_the_same_name(

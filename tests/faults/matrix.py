@@ -1,6 +1,6 @@
 """Every fault in files of every model: none may be silent.
 
-    PYTHONPATH=tests python -m faults [--examples N] [--seed N]
+    python -m tests.faults [--examples N] [--seed N]
 
 A case is caught if an error names every tensor it is about and no other one; where shapes and
 dtypes are as they should be (swapped layers, a square matrix transposed), if the recorded digests
@@ -26,6 +26,7 @@ from torch import nn
 from fusion.checkpoints.directory import open_source
 from fusion.checkpoints.source import Source
 from fusion.errors import FusionError, SourceError, WarmStartError
+from fusion.saved import recomputed
 from fusion.warmstart import warm_start
 
 from .kinds import DEEP, FAULTS, Draw, Fault, prefix
@@ -117,7 +118,7 @@ def _load(module: nn.Module, source: Source, fault: Fault) -> None:
         source,
         rules=fault.rules,
         compute=module._init_weights,
-        computed=lambda name: "embed_positions" in name and name not in source.tensors(),
+        computed=recomputed(module),
     )
 
 

@@ -14,8 +14,17 @@ from renaming import MODELS, Renamed, light, make_model, mixed, styled
 from safetensors.torch import save_file
 from styles import STYLES
 from torch import Tensor, nn
-from transformers import BertConfig, BertForTokenClassification, BertModel, MarianConfig
-from transformers import MarianMTModel as Marian
+from transformers import (
+    BertConfig,
+    BertForTokenClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    GPTNeoXConfig,
+    GPTNeoXModel,
+    MarianConfig,
+    MarianMTModel,
+)
 
 from fusion.checkpoints.directory import open_source
 from fusion.keymap import KeyMap, Pattern
@@ -293,6 +302,42 @@ def test_a_head_that_the_module_lacks_is_left_out_by_a_proposed_pattern(tmp_path
     assert plan(encoder, tmp_path, rules=proposal.rules, ignore=proposal.ignore).problems == ()
 
 
+def small(**more: Any) -> dict[str, Any]:
+    return {"vocab_size": 21, "max_position_embeddings": 18, **more}
+
+
+def test_a_relative_of_bert_is_read_and_its_other_head_is_not_taken_for_the_pooler(
+    tmp_path: Path,
+) -> None:
+    sizes = small(dim=8, n_layers=2, n_heads=2, hidden_dim=12)
+    DistilBertForMaskedLM(DistilBertConfig(**sizes)).save_pretrained(tmp_path)
+    sizes = small(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12)
+    proposal = propose(BertModel(BertConfig(**sizes)), tmp_path)
+    layers = {t: s for t, s in proposal.rules.items() if t.startswith("encoder")}
+    there = "distilbert.transformer.layer.{i}."
+    assert layers == {
+        "encoder.layer.{i}.attention.self.query.{p}": there + "attention.q_lin.{p}",
+        "encoder.layer.{i}.attention.self.key.{p}": there + "attention.k_lin.{p}",
+        "encoder.layer.{i}.attention.self.value.{p}": there + "attention.v_lin.{p}",
+        "encoder.layer.{i}.attention.output.dense.{p}": there + "attention.out_lin.{p}",
+        "encoder.layer.{i}.attention.output.LayerNorm.{p}": there + "sa_layer_norm.{p}",
+        "encoder.layer.{i}.intermediate.dense.{p}": there + "ffn.lin1.{p}",
+        "encoder.layer.{i}.output.dense.{p}": there + "ffn.lin2.{p}",
+        "encoder.layer.{i}.output.LayerNorm.{p}": there + "output_layer_norm.{p}",
+    }
+    assert "embeddings.token_type_embeddings.weight" in proposal.unmatched_targets
+    assert stated_as_certain(proposal, ["pooler.dense.weight"]) == []
+
+
+def test_packed_projections_of_other_conventions_are_doubted(tmp_path: Path) -> None:
+    sizes = small(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12)
+    GPTNeoXModel(GPTNeoXConfig(**sizes)).save_pretrained(tmp_path)
+    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 2)
+    packed = [one for one in propose(net, tmp_path).suggestions if "in_proj" in one.target]
+    assert packed and {one.confidence for one in packed} == {"low"}
+    assert all("head by head" in one.undecided[0] for one in packed)
+
+
 def test_a_cast_that_loses_precision_is_written_out_and_doubted(tmp_path: Path) -> None:
     net = stack(2).half()
     path = saved(tmp_path, {f"a.{n}": t.float() for n, t in net.state_dict().items()})
@@ -323,7 +368,7 @@ def test_a_file_that_fairseq_wrote_is_split_for_marian() -> None:
         max_position_embeddings=64, pad_token_id=1, decoder_start_token_id=2,
         eos_token_id=2, bos_token_id=0, forced_eos_token_id=2,
     )  # fmt: skip
-    model = Marian(config)
+    model = MarianMTModel(config)
     proposal = propose(model, path)
     source = open_source(path)
     computed = {"final_logits_bias", "model.encoder.embed_positions.weight",

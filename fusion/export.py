@@ -1,0 +1,105 @@
+"""The host of a saved model, in its own format: transformers', Marian's class, or fairseq's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from fusion.backwards import backwards
+from fusion.checkpoints.directory import locate
+from fusion.checkpoints.fairseq import describe_fairseq
+from fusion.checkpoints.fairseq_files import write_fairseq
+from fusion.errors import ModelError, nearest
+from fusion.hosts.transformer_config import to_marian
+from fusion.model import FusedModel
+from fusion.processor import FusionProcessor
+from fusion.saved import find_model, load_model
+
+
+def export(model: str | Path, to: str, output: str | Path) -> Path:
+    """Write the host of a saved model without its glue.
+
+    Args:
+        to: `hf`: its own transformers class; `marian-hf`: transformers' MarianMTModel; `fairseq`:
+            a checkpoint, where the host came from one
+        output: a new directory, or a new file for fairseq
+
+    Raises:
+        ModelError: no such format, the host does not fit it, or `output` exists.
+    """
+    if to not in FORMATS:
+        raise ModelError(f'no format "{to}"{nearest(to, FORMATS)}; known: {", ".join(FORMATS)}')
+    output = Path(output)
+    if output.exists():
+        raise ModelError(f"{output}: exists; choose another place")
+    directory = find_model(model)
+    loaded = load_model(directory)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.parent / f".{output.name}.{os.getpid()}.tmp"
+    try:
+        FORMATS[to](loaded, directory, temporary)
+        temporary.rename(output)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+    return output
+
+
+def _hf(model: FusedModel, directory: Path, output: Path) -> None:
+    host = model.remove_glue()
+    names = {name for name, _ in host.named_parameters()} | set(host.state_dict())
+    tied = {e.name.removeprefix("host.") for e in model.ledger.part("host.") if e.tied_to}
+    tensors = {n: t for n, t in host.state_dict().items() if n in names and n not in tied}
+    _write(host.config, tensors, model, directory, output)
+
+
+def _marian(model: FusedModel, directory: Path, output: Path) -> None:
+    host = model.remove_glue()
+    if host.config.model_type == "marian":
+        _hf(model, directory, output)
+    elif host.config.model_type == "fusion_transformer":
+        config, tensors = to_marian(host)
+        _write(config, tensors, model, directory, output)
+    else:
+        raise ModelError(f"{directory}: a {host.config.model_type} host is no Marian; use hf")
+
+
+def _write(
+    config: PretrainedConfig,
+    tensors: dict[str, Tensor],
+    model: FusedModel,
+    directory: Path,
+    output: Path,
+) -> None:
+    output.mkdir()
+    seen: dict[int, str] = {}
+    own = {n: t for n, t in tensors.items() if seen.setdefault(t.data_ptr(), n) == n}
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
+    save_file(plain, output / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(output)
+    model.generation_config.save_pretrained(output)
+    FusionProcessor.from_pretrained(directory).tokenizer.save_pretrained(output)
+
+
+def _fairseq(model: FusedModel, directory: Path, output: Path) -> None:
+    entries = [entry for entry in model.ledger.part("host.") if entry.keys]
+    source = next((entry.source for entry in entries if entry.source is not None), None)
+    if source is None or not source.startswith("fairseq:"):
+        raise ModelError(f"{directory}: the host did not come from a fairseq checkpoint; use hf")
+    foreign = describe_fairseq(locate(source.removeprefix("fairseq:")))
+    tensors = backwards(entries, model.state_dict())
+    write_fairseq(tensors, foreign.arguments, output, foreign.copies)
+
+
+FORMATS: dict[str, Callable[[FusedModel, Path, Path], None]] = {
+    "hf": _hf,
+    "marian-hf": _marian,
+    "fairseq": _fairseq,
+}

@@ -1,0 +1,235 @@
+"""The parts of a recipe: where the tensors of each come from, and by which rules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from fusion.checkpoints.directory import locate, open_source
+from fusion.checkpoints.foreign import Foreign
+from fusion.checkpoints.source import Source
+from fusion.checkpoints.toolkits import describe_host
+from fusion.encoders.auto import LEFT_OUT
+from fusion.errors import RecipeError, SourceError
+from fusion.glue.mix import LayerMix
+from fusion.keymap import KeyMap, Pattern
+from fusion.model import FusedModel
+from fusion.planning import every_tensor, is_persistent
+from fusion.recipe import PartSpec, Recipe, load_recipe
+from fusion.saved import recomputed
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a recipe, ready for the warm start.
+
+    Attributes:
+        prefix: of its tensors in the model
+        where: its source as the recipe has it
+    """
+
+    prefix: str
+    source: Source | None
+    where: str
+    rules: dict[str, Any] = field(default_factory=dict)
+    ignore: dict[str, str] = field(default_factory=dict)
+    init: dict[str, str] = field(default_factory=dict)
+
+
+def host_recipe(recipe: Recipe) -> Recipe | None:
+    """The recipe that makes this recipe's host, for `host: {source: recipe:FILE}`."""
+    source = recipe.host.source
+    if source is None or not source.startswith("recipe:"):
+        return None
+    return load_recipe(source.removeprefix("recipe:"))
+
+
+def model_directory(recipe: Recipe) -> Path:
+    """Where a recipe's finished model lies."""
+    return Path(recipe.output) / "model"
+
+
+def is_trained(recipe: Recipe) -> bool:
+    return (model_directory(recipe) / "ledger.json").is_file()
+
+
+def host_directory(recipe: Recipe) -> Path:
+    """The directory of a recipe's pretrained host: config, weights, tokenizer.
+
+    Raises:
+        SourceError: it is not there.
+    """
+    assert recipe.host.source is not None
+    below = host_recipe(recipe)
+    if below is not None:
+        directory = model_directory(below)
+        if not is_trained(below):
+            raise SourceError(
+                f"{recipe.host.source}: not trained yet (no {directory}); fusion train it"
+            )
+    else:
+        directory = locate(recipe.host.source)
+    if not directory.is_dir():
+        raise SourceError(f"host.source: {directory}: a directory with config.json is needed")
+    return directory / "host" if (directory / "host").is_dir() else directory
+
+
+def read_config(directory: Path, where: str) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(directory)
+    except (OSError, ValueError, KeyError) as error:
+        raise SourceError(
+            f"{where}: {directory}: no config: {str(error).splitlines()[0]}"
+        ) from None
+    return config
+
+
+def foreign_host(recipe: Recipe) -> Foreign | None:
+    """What another toolkit's checkpoint becomes, where the host is one."""
+    if recipe.host.source is None or recipe.host.format is None:
+        return None
+    return describe_host(locate(recipe.host.source), recipe.host.format)
+
+
+def check_vocabulary(foreign: Foreign, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The tokenizer's ids must mean what the checkpoint's did.
+
+    Raises:
+        RecipeError: names the first token that is another one.
+    """
+    theirs = foreign.source_vocabulary
+    if theirs is None:
+        return
+    ours: list[str] = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), len(theirs)))))
+    for index, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+        if one != other:
+            raise RecipeError(
+                f'host.tokenizer: id {index} is "{one}", and "{other}" in the checkpoint; a rule '
+                "with ops: [{vocabulary: {old: ..., new: ...}}] carries the rows over by token"
+            )
+
+
+def parts_of_recipe(recipe: Recipe, model: FusedModel) -> list[Part]:
+    host = recipe.host
+    if host.new is not None:
+        parts = [Part("host.", None, "new", init={"{name*}": host.init})]
+    else:
+        parts = [_host_part(recipe)]
+    for name, spec in recipe.encoders.items():
+        source = open_source(spec.source, spec.format)
+        parts.append(_loaded_part(f"encoders.{name}.model.", source, spec))
+    if len(model.encoders):
+        init: dict[str, str] = {}
+        for place, module in model.glue_modules.items():
+            own = place.removeprefix("glue.")
+            init |= {f"{own}.{pattern}": rule for pattern, rule in module.initial().items()}
+        parts.append(Part("glue.", None, "new", init=init | {"{name*}": "transformer"}))
+    for name, mix in model.mixes.items():
+        assert isinstance(mix, LayerMix)
+        parts.append(Part(f"mixes.{name}.", None, "new", init=mix.initial()))
+    return parts
+
+
+def _host_part(recipe: Recipe) -> Part:
+    foreign = foreign_host(recipe)
+    if foreign is None:
+        return _loaded_part("host.", open_source(host_directory(recipe)), recipe.host)
+    source = open_source(str(recipe.host.source), recipe.host.format)
+    part = _loaded_part("host.", source, recipe.host)
+    return replace(
+        part,
+        rules=foreign.rules | part.rules,
+        ignore=foreign.ignore | part.ignore,
+        init=foreign.init | part.init,
+    )
+
+
+def _loaded_part(prefix: str, source: Source, spec: PartSpec) -> Part:
+    rules = {
+        target: rule if isinstance(rule, str) else rule.model_dump(by_alias=True)
+        for target, rule in spec.rules.items()
+    }
+    return Part(prefix, source, str(spec.source), rules, dict(spec.ignore), dict(spec.new_tensors))
+
+
+def arguments_of(part: Part, module: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    """Keyword arguments of the warm start of one part."""
+    no: Callable[[str], bool] = lambda name: False  # noqa: E731
+    pretrained = hasattr(module, "base_model_prefix")
+    rules, ignore, init = dict(part.rules), dict(part.ignore), dict(part.init)
+    computed = recomputed(module) if pretrained else no
+    if pretrained and part.source is not None:
+        rules |= _usual_names(module, part.source, rules)
+        ignore |= _usually_ignored(module, part.source, part.prefix)
+    if part.source is None:
+        init = _by_tensor(module, init, computed)
+    return {
+        "rules": rules,
+        "ignore": ignore,
+        "init": init,
+        "compute": getattr(module, "_init_weights", None) if pretrained else None,
+        "computed": computed,
+        "seed": recipe.seed,
+        "prefix": part.prefix,
+    }
+
+
+def _by_tensor(
+    module: nn.Module, init: dict[str, str], computed: Callable[[str], bool]
+) -> dict[str, str]:
+    """The first pattern that matches decides; what the class computes is not initialised."""
+    patterns = [(Pattern(pattern), rule) for pattern, rule in init.items()]
+    found = {}
+    for names, _, kind in every_tensor(module):
+        if any(map(computed, names)) or (kind == "buffer" and not is_persistent(module, names[0])):
+            continue
+        hits = (rule for pattern, rule in patterns if pattern.match(names[0]) is not None)
+        if (rule := next(hits, None)) is not None:
+            found[names[0]] = rule
+    return found
+
+
+def _usual_names(module: nn.Module, source: Source, rules: dict[str, Any]) -> dict[str, str]:
+    """Renames that transformers' own loader makes: the base model's prefix, gamma and beta."""
+    headers = source.tensors()
+    prefix = f"{module.base_model_prefix}."
+    own = KeyMap.parse(rules)
+    found = {}
+    for name in module.state_dict():
+        if name in headers or own.rule_of(name) is not None:
+            continue
+        old = name
+        if name.endswith("LayerNorm.weight"):
+            old = name.removesuffix("weight") + "gamma"
+        elif name.endswith("LayerNorm.bias"):
+            old = name.removesuffix("bias") + "beta"
+        for candidate in (prefix + name, old, prefix + old):
+            if candidate in headers:
+                found[name] = candidate
+                break
+    return found
+
+
+def _usually_ignored(module: nn.Module, source: Source, prefix: str) -> dict[str, str]:
+    """What transformers leaves out of a class by itself, and what no memory reads."""
+    patterns = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+    left_out = {Pattern(p): why for p, why in LEFT_OUT.items()} if prefix != "host." else {}
+    wanted = set(module.state_dict())
+    ignored = {}
+    for key in source.tensors():
+        base = key.removeprefix(f"{module.base_model_prefix}.")
+        if {key, base} & wanted:
+            continue
+        hits = (why for p, why in left_out.items() if p.match(base) is not None)
+        why = next(hits, None)
+        if why is None and any(re.search(pattern, key) for pattern in patterns):
+            why = "transformers leaves it out of this class"
+        if why is not None:
+            ignored[key] = why
+    return ignored
