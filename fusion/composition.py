@@ -13,7 +13,7 @@ from fusion.encoders.auto import position_limit
 from fusion.errors import RecipeError, SiteError, WarmStartError, nearest
 from fusion.hosts.family import family_of
 from fusion.ledger import Ledger
-from fusion.model import FusedConfig, FusedModel
+from fusion.model import FusedConfig, FusedModel, blank_model
 from fusion.parts import (
     Part,
     arguments_of,
@@ -29,8 +29,8 @@ from fusion.planning import Plan
 from fusion.processor import EncoderText, FusionProcessor, load_tokenizer
 from fusion.recipe import EncoderSpec, Recipe, SentencePieceSpec
 from fusion.registry import HOSTS, TOOLKITS
-from fusion.warmstart import parameters_on_meta, verify_total, warm_start
 from fusion.warmstart import plan as plan_part
+from fusion.warmstart import verify_total, warm_start
 
 
 @dataclass
@@ -216,8 +216,7 @@ def _build(recipe: Recipe, host_config: PretrainedConfig) -> tuple[FusedModel, l
         freeze_host=recipe.host.freeze,
         attention=recipe.host.attention,
     )
-    with parameters_on_meta():
-        model = FusedModel(config)
+    model = blank_model(config)
     _check_limits(recipe, model)
     return model, parts_of_recipe(recipe, model)
 

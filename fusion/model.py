@@ -19,6 +19,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 import fusion.hosts.transformer  # noqa: F401  registers its config
@@ -31,6 +32,7 @@ from fusion.hosts.site import HostBranch, attach, detach
 from fusion.ledger import Ledger
 from fusion.memory import Memory
 from fusion.registry import ENCODERS, GLUE
+from fusion.warmstart import parameters_on_meta
 
 Memories = dict[str, Memory]
 
@@ -151,6 +153,12 @@ class _EncodeAll(nn.Module):
         )
 
 
+def blank_model(config: FusedConfig) -> FusedModel:
+    """A model with its parameters on meta, for a warm start; no initialisation is run in vain."""
+    with parameters_on_meta(), no_init_weights():
+        return FusedModel(config)
+
+
 class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """A host that reads encoders' memory through glue in its sites.
 
@@ -182,6 +190,8 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self._place_glue()
         if config.freeze_host:
             self.host.requires_grad_(False)
+        for part in (self.host, *(encoder.model for encoder in self.encoder_parts.values())):
+            part.tie_weights()
         self.generation_config = self.host.generation_config
         self.ledger = Ledger()
 

@@ -168,6 +168,9 @@ def arguments_of(part: Part, module: nn.Module, recipe: Recipe) -> dict[str, Any
         rules |= _usual_names(module, part.source, rules)
         ignore |= _usually_ignored(module, part.source, part.prefix)
     if part.source is None:
+        buffers = {name for name, _ in module.named_buffers()}
+        known = computed
+        computed = lambda name: known(name) or name in buffers  # noqa: E731
         init = _by_tensor(module, init, computed)
     return {
         "rules": rules,

@@ -144,7 +144,7 @@ class _Planner:
         elif init is not None:
             self._check_init(name, tensor, init)
             entry = replace(entry, origin=Origin.INITIALISED, rule=init, seed=self.told.seed)
-        elif any(self.told.computed(n) for n in names):
+        elif all(self.told.computed(n) for n in names):
             entry = replace(entry, rule="the model's own class")
         else:
             self._missing(name)

@@ -29,10 +29,10 @@ from fusion.checkpoints.safetensors import open_safetensors
 from fusion.checkpoints.source import Source, TensorInfo, tensor_digest
 from fusion.errors import FusionError, LedgerError, ModelError, SourceError, nearest
 from fusion.ledger import Entry, Ledger, Origin
-from fusion.model import FusedConfig, FusedModel
+from fusion.model import FusedConfig, FusedModel, blank_model
 from fusion.operations import Operation, parse, run
 from fusion.processor import FusionProcessor
-from fusion.warmstart import parameters_on_meta, warm_start
+from fusion.warmstart import warm_start
 
 GLUE_FILE = "glue.safetensors"
 SAVED = (Origin.LOADED, Origin.INITIALISED)
@@ -209,8 +209,7 @@ def load_model(path: str | Path, sources: Mapping[str, str] | None = None) -> Fu
             a source is no longer what was loaded.
     """
     directory = find_model(path)
-    with parameters_on_meta():
-        model = FusedModel(read_config(directory))
+    model = blank_model(read_config(directory))
     ledger = read_ledger(directory) if is_model(directory) else None
     filled = load_weights(model, part_sources(model, directory, ledger, sources or {}))
     if ledger is not None:
@@ -379,12 +378,12 @@ class _Below(Source):
 
 
 def recomputed(part: object) -> Callable[[str], bool]:
-    """Whether a name is one that transformers computes when a checkpoint lacks it."""
-    patterns = [
-        re.compile(pattern)
-        for attribute in ("_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_save")
-        for pattern in (getattr(part, attribute, None) or ())
-    ]
+    """Whether a name is one that its class computes, and that checkpoints need not hold.
+
+    What transformers leaves out on saving; what it merely forgives on loading is an error here.
+    """
+    own = getattr(part, "_keys_to_ignore_on_save", None) or ()
+    patterns = [re.compile(p) for p in (*own, *getattr(part, "computed_names", ()))]
     return lambda name: any(pattern.search(name) for pattern in patterns)
 
 

@@ -8,7 +8,7 @@ from fusion.checkpoints.directory import open_source
 from fusion.checkpoints.source import Source, tensor_digest
 from fusion.errors import LedgerError, SourceError
 from fusion.ledger import Ledger
-from fusion.model import FusedModel
+from fusion.model import blank_model
 from fusion.saved import (
     MadeAgain,
     find_model,
@@ -17,7 +17,6 @@ from fusion.saved import (
     read_config,
     read_ledger,
 )
-from fusion.warmstart import parameters_on_meta
 
 
 def verify_model(path: str | Path) -> list[str]:
@@ -37,8 +36,7 @@ def verify_model(path: str | Path) -> list[str]:
             f"{directory}: no ledger.json; only a model that fusion saved can be verified"
         )
     ledger = read_ledger(directory)
-    with parameters_on_meta():
-        model = FusedModel(read_config(directory))
+    model = blank_model(read_config(directory))
     problems: list[str] = []
     made: set[str] = set()
     for prefix, source in part_sources(model, directory, ledger).items():

@@ -81,7 +81,7 @@ def warm_start(
         ignore: source pattern that is not loaded -> the reason
         init: target pattern of tensors that start from nothing -> name of an init rule
         compute: fills a module's own tensors that its class computes (positions, say)
-        computed: whether a target tensor that the source lacks is computed
+        computed: whether a target tensor that the source lacks is computed; of tied ones, all are
         seed: with the tensor's full name, decides the values of an initialised tensor
         prefix: of the names in seeds and messages, where the module is a part of a larger one
         allow_nonfinite: take source tensors that hold NaN or infinity
@@ -203,7 +203,7 @@ class _Filler:
         owner, leaf = owner_of(self.module, entry.name)
         if entry.origin is Origin.LOADED and self.decided.operations[entry.name]:
             places = map(self.catalogue.find, self.decided.keys[entry.name])
-            tensors = [source.read(key) for source, key in places]
+            tensors = [source.read_own(key) for source, key in places]
             return run(self.decided.operations[entry.name], tensors)[0].detach()
         if entry.origin is Origin.INITIALISED and _turn(entry) == 0:
             assert entry.rule is not None and entry.seed is not None
@@ -265,7 +265,7 @@ class _Filler:
             self._set(entry, value)
         elif entry.origin is Origin.LOADED:
             source, key = self.catalogue.find(self.decided.keys[entry.name][0])
-            self._set(entry, source.read(key))
+            self._set(entry, source.read_own(key))
             return source.digest(key)
         elif entry.origin is Origin.INITIALISED:
             self._copy(entry)

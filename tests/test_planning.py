@@ -580,3 +580,13 @@ def test_a_file_that_changed_after_it_was_opened_is_refused_and_nothing_is_chang
     with pytest.raises(SourceError, match="has changed since it was opened"):
         warm_start(net, source)
     assert contents(net) == before
+
+
+def test_a_tied_tensor_is_computed_only_if_all_of_its_names_are(tmp_path: Path) -> None:
+    net = nn.ModuleDict({"shared": nn.Embedding(3, 2), "head": nn.Linear(2, 3, bias=False)})
+    net["head"].weight = net["shared"].weight
+    source = saved(tmp_path, {"extra": torch.ones(1)})
+    told = {"ignore": {"extra": "of no use"}}
+    decided = plan(net, source, computed=lambda name: name == "head.weight", **told)
+    assert problems(decided)[0].startswith("shared.weight: would start from nothing")
+    assert problems(plan(net, source, computed=lambda name: True, **told)) == []

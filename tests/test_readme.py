@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,25 @@ def assert_neutral_glue_leaves_the_trained_host_bitwise_unchanged(root: Path) ->
         own = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
         with torch.inference_mode():
             assert torch.equal(composed.model(**batch).logits, host(**own).logits)
+
+
+def test_the_story_of_the_warm_start_runs_word_for_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    seen: dict[str, Any] = {}
+    for block in blocks[:2]:
+        exec(compile(block, "README.md", "exec"), seen)
+    old, net, wide = (seen[name].state_dict() for name in ("old", "net", "wide"))
+    assert all(torch.equal(net[name], tensor) for name, tensor in old.items())
+    assert seen["ledger"].counts() == {"loaded": 6, "initialised": 4}
+    assert '"rule": "xavier"' in capsys.readouterr().out
+    assert torch.equal(wide["fc1.weight"][:3], old["fc1.weight"])
+    assert not wide["fc1.weight"][3:].any() and not wide["fc2.weight"][:, 3:].any()
+    assert torch.equal(wide["fc5.weight"], old["fc5.weight"] * 0.5)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        seen["net"].load_state_dict(torch.load("net.pt", weights_only=True), strict=True)
 
 
 @pytest.mark.slow

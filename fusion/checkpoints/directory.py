@@ -11,7 +11,7 @@ from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from fusion.checkpoints.distributed import METADATA, open_distributed
-from fusion.checkpoints.formats import open_as, open_file
+from fusion.checkpoints.formats import SUFFIXES, open_as, open_file
 from fusion.checkpoints.safetensors import SafetensorsSource
 from fusion.checkpoints.shards import read_index
 from fusion.checkpoints.source import Source
@@ -40,7 +40,8 @@ def locate(source: str) -> Path:
     path = Path(source).expanduser()
     if path.exists():
         return path
-    if path.is_absolute() or source.startswith(".") or not _HUB_ID.fullmatch(source):
+    is_file = path.suffix in SUFFIXES
+    if is_file or path.is_absolute() or source.startswith(".") or not _HUB_ID.fullmatch(source):
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise SourceError(f"{source}: no such file or directory{nearest(path.name, siblings)}")
     return _locate_hub(source)

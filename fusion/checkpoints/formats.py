@@ -16,7 +16,7 @@ from fusion.registry import SOURCES
 
 Opener = Callable[[Path, str], Source]
 
-_SUFFIXES = {
+SUFFIXES = {
     ".safetensors": "safetensors",
     ".npz": "npz",
     **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".th"), "torch"),
@@ -48,7 +48,7 @@ def open_file(path: Path, location: str) -> Source:
     Raises:
         SourceError: no format fits.
     """
-    found = detect(path) or _SUFFIXES.get(path.suffix)
+    found = detect(path) or SUFFIXES.get(path.suffix)
     if found is not None:
         return _OPENERS[found](path, location)
     for name in SOURCES.names():
@@ -59,7 +59,7 @@ def open_file(path: Path, location: str) -> Source:
             source: Source = opener(path, location)
             return source
     raise SourceError(
-        f"{path}: unknown format{_hint(path)}; known: {', '.join(_SUFFIXES)}, a directory"
+        f"{path}: unknown format{_hint(path)}; known: {', '.join(SUFFIXES)}, a directory"
     )
 
 
@@ -109,13 +109,13 @@ def _archive(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, EOFError):
-        return _SUFFIXES.get(path.suffix, "torch")  # cut short: the reader says so
+        return SUFFIXES.get(path.suffix, "torch")  # cut short: the reader says so
     if names and all(name.endswith(".npy") for name in names):
         return "npz"
     if any(name.endswith("/data.pkl") for name in names):
         return "torch"
-    if path.suffix in _SUFFIXES:
-        return _SUFFIXES[path.suffix]
+    if path.suffix in SUFFIXES:
+        return SUFFIXES[path.suffix]
     shown = ", ".join(names[:4]) or "nothing"
     raise SourceError(f"{path}: a zip file of neither torch nor numpy; it holds {shown}"[:400])
 

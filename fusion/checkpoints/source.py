@@ -42,6 +42,7 @@ class Source(ABC):
     digest_scope: str | None = None
     _caches: dict[tuple[Path, ...], DigestCache] | None = None
     _opened: dict[Path, Stamp] | None = None
+    _given: set[str] | None = None
 
     @abstractmethod
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -54,6 +55,19 @@ class Source(ABC):
         Raises:
             SourceError: the bytes cannot be read.
         """
+
+    def read_own(self, name: str) -> Tensor:
+        """One tensor whose memory nobody else was given: what is stored, and later a copy of it.
+
+        Raises:
+            SourceError: the bytes cannot be read.
+        """
+        tensor = self.read(name)
+        self._given = self._given or set()
+        if name in self._given:
+            return tensor.clone()
+        self._given.add(name)
+        return tensor
 
     def files_of(self, name: str) -> tuple[Path, ...]:
         """The files that a tensor's values depend on; all, unless the format can tell."""
@@ -147,6 +161,8 @@ def tensor_digest(tensor: Tensor) -> str:
     """sha256 of dtype, shape and bytes (row-major, as stored)."""
     digest = hashlib.sha256(f"{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.stride(-1) != 1:  # one element may have any stride
+        flat = flat.clone(memory_format=torch.contiguous_format)
     if flat.numel():
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

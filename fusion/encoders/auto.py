@@ -86,7 +86,7 @@ def build_auto_encoder(config: PretrainedConfig) -> PreTrainedModel:
     if _has_decoder(model):
         model.decoder = None
         # Marian's files lack what it computes; its class with a head says so, its bare one does not
-        model._keys_to_ignore_on_load_missing = {r"encoder\.embed_positions\.weight"}
+        model._keys_to_ignore_on_save = {r"encoder\.embed_positions\.weight"}
         model.__class__ = _adapted(_EncoderOnly, type(model))  # type: ignore[arg-type]
     elif kind in BY_LENGTH:
         model.__class__ = _adapted(_ByLength, type(model))  # type: ignore[arg-type]

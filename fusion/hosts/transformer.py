@@ -267,7 +267,7 @@ class TransformerForTranslation(MarianMTModel):  # type: ignore[misc]
 
     def __init__(self, config: TransformerConfig) -> None:
         super(MarianMTModel, self).__init__(config)
-        self._keys_to_ignore_on_load_missing = ["final_logits_bias"] + [
+        self._keys_to_ignore_on_load_missing = self.computed_names = ["final_logits_bias"] + [
             rf"model\.{side}\.embed_positions\.weight"
             for side in ("encoder", "decoder")
             if not getattr(config, f"{side}_learned_positions")

@@ -90,11 +90,11 @@ def _concat(dim: int) -> Any:
 
 def rules_for(found: Mapping[str, Found], targets: list[str]) -> list[tuple[set[str], Rule]]:
     """(tensors, rule): few rules with holes that say exactly what was found."""
-    candidates: dict[tuple[str, str], Rule] = {}
+    candidates: dict[str, Rule] = {}
     for name, one in found.items():
         if not one.keeps(name):
             for rule in _candidates(name, one):
-                candidates.setdefault((rule.target, str(rule)), rule)
+                candidates.setdefault(repr(rule), rule)
     owners: dict[str, set[str]] = defaultdict(set)
     for name, one in found.items():
         for key in one.sources:
@@ -118,14 +118,18 @@ def _candidates(name: str, one: Found) -> Iterable[Rule]:
     yield Rule(name, _single(one.sources), one.operations)
     layered = (one.target_template, *one.source_templates)
     shapes = [[text.split(".") for text in layered]]
-    if all(a == b for a, b in one.where):
+    if one.where and all(a == b for a, b in one.where):
         shapes.append([text.split(".") for text in (name, *one.sources)])
+    number = next((n for n, part in enumerate(shapes[0][0]) if "{i}" in part), 0)
     for plain in shapes:
         for texts in (plain, _sides(plain)):
             for holes in _tails(texts):
                 target, *sources = (".".join(parts) for parts in holes)
                 rule = _rule(target, tuple(sources), one)
-                if target not in sources or rule.operations or rule.where:
+                of_one_layer = (
+                    plain is not shapes[0] and holes[0][number:][:1] == plain[0][number:][:1]
+                )
+                if not of_one_layer and (target not in sources or rule.operations or rule.where):
                     yield rule
 
 

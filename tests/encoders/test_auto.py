@@ -58,11 +58,24 @@ def plain(directory: Path, text: str, **options: Any) -> Any:
         return model(input_ids=ids, attention_mask=mask, **options)
 
 
+@pytest.fixture(scope="session")
+def once(make_recipe: Any, encoder_dir: EncoderDir) -> Callable[[str], Composition]:
+    """`once("bert")` -> the same composition for every test that changes no encoder of it."""
+    made: dict[str, Composition] = {}
+
+    def make(kind: str) -> Composition:
+        if kind not in made:
+            made[kind] = compose(make_recipe(encoders={"bert": {"source": str(encoder_dir(kind))}}))
+        return made[kind]
+
+    return make
+
+
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_sentence_has_its_own_memory_which_is_what_transformers_computes(
-    composed: Any, encoder_dir: EncoderDir, kind: str
+    once: Any, encoder_dir: EncoderDir, kind: str
 ) -> None:
-    composition = composed(kind)
+    composition = once(kind)
     model, processor = composition.model, composition.processor
     with torch.no_grad():
         together = model.memories(processor(TEXTS))["bert"]
@@ -109,9 +122,9 @@ def test_an_encoder_with_shorter_hidden_layers_gives_the_last_one_alone(
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_every_encoder_is_frozen_accounted_for_trains_glue_and_is_read_back(
-    composed: Any, open_glue: Any, kind: str, tmp_path: Path
+    once: Any, open_glue: Any, kind: str, tmp_path: Path
 ) -> None:
-    composition = composed(kind)
+    composition = once(kind)
     model, processor = open_glue(composition.model), composition.processor
     entries = [e for e in composition.ledger if e.name.startswith("encoders.")]
     assert {e.origin for e in entries} <= {Origin.LOADED, Origin.COMPUTED, Origin.TIED}
@@ -133,8 +146,8 @@ def test_every_encoder_is_frozen_accounted_for_trains_glue_and_is_read_back(
 
 
 @pytest.mark.parametrize("kind", NAMES)
-def test_the_longest_input_is_read_and_one_more_token_is_an_error(composed: Any, kind: str) -> None:
-    composition = composed(kind)
+def test_the_longest_input_is_read_and_one_more_token_is_an_error(once: Any, kind: str) -> None:
+    composition = once(kind)
     limit = ENCODERS[kind][1]
     encoder = composition.processor.encoders["bert"]
     assert encoder.limit == (limit or 1000)
@@ -187,8 +200,8 @@ def test_most_encoders_are_not_named_by_any_code_of_ours() -> None:
     assert set(BY_LENGTH) <= set(NAMES)
 
 
-def test_long_and_short_sentences_of_bigbird_do_not_change_each_other(composed: Any) -> None:
-    composition = composed("big_bird")
+def test_long_and_short_sentences_of_bigbird_do_not_change_each_other(once: Any) -> None:
+    composition = once("big_bird")
     processor, model = composition.processor, composition.model
     with torch.no_grad():
         before = model.memories(processor(["a cat"]))["bert"].states

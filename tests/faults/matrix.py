@@ -26,7 +26,6 @@ from torch import nn
 from fusion.checkpoints.directory import open_source
 from fusion.checkpoints.source import Source
 from fusion.errors import FusionError, SourceError, WarmStartError
-from fusion.saved import recomputed
 from fusion.warmstart import warm_start
 
 from .kinds import DEEP, FAULTS, Draw, Fault, prefix
@@ -95,7 +94,7 @@ def _why_missed(model: Tiny, fault: Fault, state: State, folder: Path, writer: s
     before = _tensors(module)
     try:
         source = open_source(folder)
-        _load(module, source, fault)
+        _load(model, module, source, fault)
     except (WarmStartError, SourceError) as error:
         if loads:
             return f"refused: {error}"
@@ -112,13 +111,13 @@ def _why_missed(model: Tiny, fault: Fault, state: State, folder: Path, writer: s
     return None if sorted(found) == sorted(fault.names) else f"digests name {found}"
 
 
-def _load(module: nn.Module, source: Source, fault: Fault) -> None:
+def _load(model: Tiny, module: nn.Module, source: Source, fault: Fault) -> None:
     warm_start(
         module,
         source,
         rules=fault.rules,
         compute=module._init_weights,
-        computed=recomputed(module),
+        computed=lambda name: name not in model.state,  # what save_pretrained leaves out
     )
 
 

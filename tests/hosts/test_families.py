@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from fusion.model import FusedModel
 from fusion.registry import HOSTS
 
 HostMaker = Callable[[str], Path]
+Composer = Callable[[str], Composition]
 NAMES = list(HOSTS_BY_TEST)
+TEXTS = ["the cat sleeps .", "a very old dog sees the small cat ."]
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 3], [8, 9, 3, 0, 0, 0, 0, 0, 0, 0, 0]])
 
 
@@ -46,10 +49,27 @@ def host_dir(tmp_path_factory: pytest.TempPathFactory, bert_dir: Path) -> HostMa
     return make
 
 
+@pytest.fixture(scope="session")
+def neutral(make_recipe: Any, host_dir: HostMaker) -> Composer:
+    """`neutral("t5")` -> a host with gated glue in the usual sites, its gates closed."""
+    made: dict[str, Composition] = {}
+
+    def make(name: str) -> Composition:
+        if name not in made:
+            made[name] = compose(make_recipe(host_settings={"source": str(host_dir(name))}))
+        return made[name]
+
+    return make
+
+
 @pytest.fixture
-def composed(make_recipe: Any, host_dir: HostMaker) -> Callable[..., Composition]:
-    def make(name: str, **options: Any) -> Composition:
-        return compose(make_recipe(host_settings={"source": str(host_dir(name))}, **options))
+def opened(neutral: Composer, open_glue: Any) -> Composer:
+    """The same with open gates: a copy of the model, so that the other stays neutral."""
+
+    def make(name: str) -> Composition:
+        composition = neutral(name)
+        model = copy.deepcopy(composition.model)
+        return Composition(open_glue(model), composition.processor)
 
     return make
 
@@ -161,83 +181,85 @@ def test_the_query_is_the_sublayers_input_after_the_norm_that_the_row_says(name:
         assert same == (family.norm_at(host.config, attention) == "post")
 
 
-# EncoderDecoderModel warns of models trained before transformers 4.12 whenever it has labels
-@pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces:FutureWarning")
 @pytest.mark.parametrize("name", NAMES)
-def test_neutral_glue_leaves_every_host_unchanged_and_open_glue_trains(
-    composed: Any, host_dir: HostMaker, open_glue: Any, name: str, tmp_path: Path
+def test_neutral_glue_leaves_every_host_unchanged_and_it_generates_as_before(
+    neutral: Composer, host_dir: HostMaker, name: str
 ) -> None:
-    composition = composed(name)
+    composition = neutral(name)
     model = composition.model
     plain = AutoModelForSeq2SeqLM.from_pretrained(host_dir(name)).eval()
-    batch = composition.processor(["the cat sleeps .", "a very old dog sees the small cat ."])
-    batch["decoder_input_ids"] = IDS[:, :6]
+    batch = composition.processor(TEXTS)
     own = {key: value for key, value in batch.items() if not key.startswith("bert_")}
+    start = {"decoder_input_ids": IDS[:, :6]}
     with torch.no_grad():
-        expected = plain(**own).logits
-        assert torch.equal(model(**batch).logits, expected)
-        open_glue(model)
-        opened = model(**batch).logits
-        assert not torch.allclose(opened, expected)
+        assert torch.equal(model(**batch, **start).logits, plain(**own, **start).logits)
+    settings = {"num_beams": 3, "max_new_tokens": 8, "min_new_tokens": 5}
+    expected = plain.generate(**own, **settings)
+    assert torch.equal(model.generate(**batch, **settings), expected)
     names = {n for n, _ in model.named_parameters(remove_duplicate=False)}
     names |= {n for n, _ in model.named_buffers(remove_duplicate=False)}
     assert names == set(model.ledger.entries)
-    model.save_pretrained(tmp_path / "model")
-    again = FusedModel.from_pretrained(tmp_path / "model")
+
+
+# EncoderDecoderModel warns of models trained before transformers 4.12 whenever it has labels
+@pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces:FutureWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_open_glue_of_every_host_changes_it_trains_is_saved_and_is_taken_out(
+    opened: Composer, neutral: Composer, name: str, tmp_path: Path
+) -> None:
+    composition = opened(name)
+    model = composition.model
+    batch = composition.processor(TEXTS)
+    start = {"decoder_input_ids": IDS[:, :6]}
     with torch.no_grad():
-        assert torch.equal(again(**batch).logits, opened)
-    labels = {key: value for key, value in batch.items() if key != "decoder_input_ids"}
+        expected = neutral(name).model(**batch, **start).logits
+        logits = model(**batch, **start).logits
+        assert not torch.allclose(logits, expected)
+        model.save_pretrained(tmp_path / "model")
+        again = FusedModel.from_pretrained(tmp_path / "model")
+        assert torch.equal(again(**batch, **start).logits, logits)
     model.train()
-    model(**labels, labels=IDS[:, :6].contiguous()).loss.backward()
+    model(**batch, labels=IDS[:, :6].contiguous()).loss.backward()
     for parameter_name, parameter in model.glue.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all()
         # a bias of all keys changes no softmax
         assert parameter.grad.any() or parameter_name.endswith("k_proj.bias"), parameter_name
     model.eval()
-    with torch.no_grad():
-        assert torch.equal(model.remove_glue()(**own).logits, expected)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_neutral_glue_generates_what_the_plain_host_does(
-    composed: Any, host_dir: HostMaker, name: str
-) -> None:
-    composition = composed(name)
-    plain = AutoModelForSeq2SeqLM.from_pretrained(host_dir(name)).eval()
-    batch = composition.processor(["the cat sleeps .", "a very old dog sees the small cat ."])
     own = {key: value for key, value in batch.items() if not key.startswith("bert_")}
-    settings = {"num_beams": 3, "max_new_tokens": 8, "min_new_tokens": 5}
-    expected = plain.generate(**own, **settings)
-    assert torch.equal(composition.model.generate(**batch, **settings), expected)
+    with torch.no_grad():
+        assert torch.equal(model.remove_glue()(**own, **start).logits, expected)
 
 
 # ProphetNet's logits of a prefix change with what follows it, in plain transformers too
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "prophetnet"])
 @pytest.mark.parametrize("beams", [1, 4])
 def test_every_host_generates_the_same_with_and_without_a_cache(
-    composed: Any, open_glue: Any, name: str, beams: int
+    opened: Composer, name: str, beams: int
 ) -> None:
-    composition = composed(name)
-    model = open_glue(composition.model)
-    batch = composition.processor(["the cat sleeps .", "a very old dog sees the small cat ."])
-    settings = {"num_beams": beams, "max_new_tokens": 8, "min_new_tokens": 5, "length_penalty": 0.0}
+    composition = opened(name)
+    model, batch = composition.model, composition.processor(TEXTS)
+    settings: dict[str, Any] = {
+        "num_beams": beams,
+        "max_new_tokens": 8,
+        "min_new_tokens": 5,
+        "length_penalty": 0.0,
+    }
+    # a host that writes padding itself (no trained one does) masks it only where it is not cached
+    settings["suppress_tokens"] = [0]
     cached = model.generate(**batch, **settings, use_cache=True)
     assert torch.equal(model.generate(**batch, **settings, use_cache=False), cached)
     assert cached.shape[0] == 2 and cached.shape[1] > 5
 
 
 def test_a_hosts_longest_source_is_its_encoders_position_table() -> None:
-    found = {name: family.source_positions(host) for name, (family, host) in _all().items()}
+    hosts = {name: tiny(name) for name in NAMES}
+    found = {name: family.source_positions(host) for name, (family, host) in hosts.items()}
     assert {name for name, limit in found.items() if limit is None} == {
         *("t5", "mt5", "umt5", "longt5", "longt5-global", "switch_transformers"),
     }
     # tables of 32 and 33 rows; RoBERTa and ProphetNet leave those up to the padding index unused
     assert found["roberta2roberta"] == 31 and found["prophetnet"] == 32
     assert {limit for name, limit in found.items() if limit not in (None, 31)} == {32}
-
-
-def _all() -> dict[str, Any]:
-    return {name: tiny(name) for name in NAMES}
 
 
 @pytest.mark.parametrize("name", ["marian", "led", "roberta2roberta", "prophetnet", "t5gemma"])
