@@ -9,7 +9,8 @@ from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from fusion.checkpoints.directory import locate
-from fusion.encoders.auto import position_limit
+from fusion.encoders.auto import ONE_MEMORY, memory_config, position_limit
+from fusion.encoders.sentence_transformers import default_prompt
 from fusion.errors import RecipeError, SiteError, WarmStartError, nearest
 from fusion.hosts.family import family_of
 from fusion.ledger import Ledger
@@ -18,6 +19,7 @@ from fusion.parts import (
     Part,
     arguments_of,
     check_vocabulary,
+    encoder_directory,
     foreign_host,
     host_directory,
     host_recipe,
@@ -222,8 +224,13 @@ def _build(recipe: Recipe, host_config: PretrainedConfig) -> tuple[FusedModel, l
 
 
 def _encoder_spec(name: str, spec: EncoderSpec) -> dict[str, Any]:
-    config = read_config(locate(spec.source), f"encoders.{name}.source")
-    layers = getattr(config, "num_hidden_layers", None)
+    config = read_config(encoder_directory(spec), f"encoders.{name}.source")
+    if config.model_type in ONE_MEMORY and spec.layer != -1:
+        raise RecipeError(
+            f"encoders.{name}.layer: {config.model_type} has hidden states of several lengths; "
+            f"only -1, the last, is a memory; found {spec.layer}"
+        )
+    layers = getattr(memory_config(config), "num_hidden_layers", None)
     if isinstance(spec.layer, int) and layers is not None and not -1 <= spec.layer <= layers:
         raise RecipeError(
             f"encoders.{name}.layer: the hidden states are 0 to {layers} and -1, the last; "
@@ -278,11 +285,11 @@ def _processor(
 ) -> FusionProcessor:
     encoders = {}
     for name, spec in recipe.encoders.items():
-        own = load_tokenizer(locate(spec.source))
+        own = load_tokenizer(encoder_directory(spec))
         limit = model.encoder_parts[name].limit
         if spec.max_length is None and own.model_max_length < limit:
             limit = own.model_max_length
             model.encoder_parts[name].limit = model.config.encoders[name]["limit"] = limit
-        encoders[name] = EncoderText(own, limit, spec.overflow)
-    longest = getattr(model.host.config, "max_position_embeddings", None)
+        encoders[name] = EncoderText(own, limit, spec.overflow, default_prompt(locate(spec.source)))
+    longest = model.family.source_positions(model.host)
     return FusionProcessor(tokenizer, encoders, max_length=longest)

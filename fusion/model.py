@@ -190,8 +190,6 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self._place_glue()
         if config.freeze_host:
             self.host.requires_grad_(False)
-        for part in (self.host, *(encoder.model for encoder in self.encoder_parts.values())):
-            part.tie_weights()
         self.generation_config = self.host.generation_config
         self.ledger = Ledger()
 
@@ -220,14 +218,12 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def _place(self, site: str, encoder: str, family: Family) -> Place:
         config = self.host.config
-        part = self.encoder_parts[encoder]
-        eps = getattr(config, "layer_norm_epsilon", getattr(config, "layer_norm_eps", 1e-5))
         return Place(
             site=site,
-            width=int(config.hidden_size),
+            width=family.width(config, site),
             heads=family.heads(config, site),
-            memory_width=int(part.config.hidden_size),
-            eps=float(eps),
+            memory_width=self.encoder_parts[encoder].width,
+            eps=family.epsilon(config),
         )
 
     def train(self, mode: bool = True) -> FusedModel:
@@ -380,8 +376,13 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """The host's way to shift labels right `[B, U]`."""
-        shifted: Tensor = self.host.prepare_decoder_input_ids_from_labels(labels)
-        return shifted
+        if self.family.shifts_labels:
+            shifted: Tensor = self.host.prepare_decoder_input_ids_from_labels(labels)
+            return shifted
+        start = self.host.config.decoder_start_token_id
+        before = labels.new_full((labels.shape[0], 1), start)
+        pad = self.host.config.pad_token_id
+        return torch.cat([before, labels[:, :-1]], 1).masked_fill(labels == -100, pad)
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """As transformers does; the encoders' inputs are no mistakes."""

@@ -16,12 +16,14 @@ from fusion.checkpoints.foreign import Foreign
 from fusion.checkpoints.source import Source
 from fusion.checkpoints.toolkits import describe_host
 from fusion.encoders.auto import LEFT_OUT
+from fusion.encoders.sentence_transformers import transformer_directory
 from fusion.errors import RecipeError, SourceError
 from fusion.glue.mix import LayerMix
 from fusion.keymap import KeyMap, Pattern
 from fusion.model import FusedModel
 from fusion.planning import every_tensor, is_persistent
-from fusion.recipe import PartSpec, Recipe, load_recipe
+from fusion.recipe import EncoderSpec, PartSpec, Recipe, load_recipe
+from fusion.renames import hub_rules
 from fusion.saved import recomputed
 
 
@@ -122,7 +124,7 @@ def parts_of_recipe(recipe: Recipe, model: FusedModel) -> list[Part]:
     else:
         parts = [_host_part(recipe)]
     for name, spec in recipe.encoders.items():
-        source = open_source(spec.source, spec.format)
+        source = open_source(_encoder_source(spec), spec.format)
         parts.append(_loaded_part(f"encoders.{name}.model.", source, spec))
     if len(model.encoders):
         init: dict[str, str] = {}
@@ -134,6 +136,18 @@ def parts_of_recipe(recipe: Recipe, model: FusedModel) -> list[Part]:
         assert isinstance(mix, LayerMix)
         parts.append(Part(f"mixes.{name}.", None, "new", init=mix.initial()))
     return parts
+
+
+def encoder_directory(spec: EncoderSpec) -> Path:
+    """The folder with an encoder's config, weights and tokenizer."""
+    return transformer_directory(locate(spec.source))
+
+
+def _encoder_source(spec: EncoderSpec) -> str:
+    """What to open: the source as written, or the folder inside it that holds the transformer."""
+    if (inner := encoder_directory(spec)) != locate(spec.source):
+        return str(inner)
+    return spec.source
 
 
 def _host_part(recipe: Recipe) -> Part:
@@ -166,6 +180,7 @@ def arguments_of(part: Part, module: nn.Module, recipe: Recipe) -> dict[str, Any
     computed = recomputed(module) if pretrained else no
     if pretrained and part.source is not None:
         rules |= _usual_names(module, part.source, rules)
+        rules |= hub_rules(module, part.source.tensors(), _targets(module, rules))
         ignore |= _usually_ignored(module, part.source, part.prefix)
     if part.source is None:
         buffers = {name for name, _ in module.named_buffers()}
@@ -217,6 +232,12 @@ def _usual_names(module: nn.Module, source: Source, rules: dict[str, Any]) -> di
                 found[name] = candidate
                 break
     return found
+
+
+def _targets(module: nn.Module, rules: dict[str, Any]) -> list[str]:
+    """The module's tensors that a rule is for."""
+    keymap = KeyMap.parse(rules)
+    return [name for name in module.state_dict() if keymap.rule_of(name) is not None]
 
 
 def _usually_ignored(module: nn.Module, source: Source, prefix: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ class EncoderText:
     Attributes:
         tokenizer: the encoder's own
         limit: tokens it reads at once, special tokens included
+        prompt: put before every text, as a sentence-transformers model may ask for
         overflow: what happens to a longer sentence: `error`; `truncate`: cut to the limit, special
             tokens kept; `windows`: read in windows of the limit, each with its special tokens
     """
@@ -30,6 +31,7 @@ class EncoderText:
     tokenizer: PreTrainedTokenizerBase
     limit: int
     overflow: Overflow = "error"
+    prompt: str = ""
 
     def encode(self, texts: list[str], name: str) -> list[list[int]]:
         """Ids per text.
@@ -38,6 +40,7 @@ class EncoderText:
             DataError: a text is longer than the limit and the policy is `error`, or windows of
                 the limit would hold special tokens alone.
         """
+        texts = [self.prompt + text for text in texts]
         if self.overflow == "truncate":
             ids: list[list[int]] = self.tokenizer(texts, truncation=True, max_length=self.limit)[
                 "input_ids"
@@ -194,7 +197,7 @@ class FusionProcessor:
             "max_length": self.max_length,
             "host": host,
             "encoders": {
-                name: {"limit": e.limit, "overflow": e.overflow}
+                name: {"limit": e.limit, "overflow": e.overflow, "prompt": e.prompt}
                 for name, e in self.encoders.items()
             },
         }

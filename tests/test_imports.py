@@ -43,6 +43,7 @@ LEVELS: dict[str, int] = {
     "parts": 10,
     "check": 10,
     "export": 10,
+    "renames": 9,
     "composition": 11,
     "lock": 12,
     "data": 12,

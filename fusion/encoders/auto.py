@@ -85,6 +85,8 @@ def build_auto_encoder(config: PretrainedConfig) -> PreTrainedModel:
         model.pooler = nn.Identity()  # some models call theirs without asking if it is there
     if _has_decoder(model):
         model.decoder = None
+        ties = (model._tied_weights_keys or {}).items()
+        model._tied_weights_keys = {k: v for k, v in ties if not k.startswith("decoder.")}
         # Marian's files lack what it computes; its class with a head says so, its bare one does not
         model._keys_to_ignore_on_save = {r"encoder\.embed_positions\.weight"}
         model.__class__ = _adapted(_EncoderOnly, type(model))  # type: ignore[arg-type]
@@ -105,6 +107,7 @@ def _bare_model(config: PretrainedConfig) -> PreTrainedModel:
     finally:
         config.architectures = saved_from
     model.config.architectures = saved_from
+    model.tie_weights()  # where initialisation is switched off, so is tying
     return model
 
 

@@ -1,4 +1,4 @@
-"""The families: one row each, and the models that can be no host, with the reason."""
+"""The families: one row each."""
 
 from __future__ import annotations
 
@@ -65,7 +65,10 @@ BART = _bart_like("BartForConditionalGeneration")
 MBART = _bart_like("MBartForConditionalGeneration", "pre")
 PEGASUS = _bart_like("PegasusForConditionalGeneration", "pre")
 PLBART = _bart_like("PLBartForConditionalGeneration")
-M2M_100 = _bart_like("M2M100ForConditionalGeneration", "pre")
+M2M_100 = replace(
+    _bart_like("M2M100ForConditionalGeneration", "pre"),
+    start="eos_token_id",
+)
 BLENDERBOT = _bart_like("BlenderbotForConditionalGeneration", "pre")
 BLENDERBOT_SMALL = _bart_like("BlenderbotSmallForConditionalGeneration")
 MVP = _bart_like("MvpForConditionalGeneration")
@@ -90,6 +93,7 @@ PEGASUS_X = replace(
 _nllb_moe = _bart_like("NllbMoeForConditionalGeneration", "pre")
 NLLB_MOE = replace(
     _nllb_moe,
+    start="eos_token_id",
     sites=_changed(
         _nllb_moe,
         {
@@ -104,10 +108,12 @@ _led = _bart_like("LEDForConditionalGeneration", base="led")
 LED = replace(_led, positions="max_encoder_position_embeddings", rest=None)
 
 _fsmt = _bart_like("FSMTForConditionalGeneration")
-# Where labels come without the decoder's inputs, transformers' FSMT decodes the source shifted.
+# Where labels come without the decoder's inputs, transformers' FSMT decodes the source shifted; and
+# where it generates without a cache, it forgets the causal mask.
 FSMT = replace(
     _fsmt,
     shifts_labels=False,
+    start="eos_token_id",
     sites={
         site: replace(At(where, skip=True) if isinstance(where, str) else where, time_major=True)
         if "{i}" in site
@@ -133,6 +139,7 @@ LONGT5 = replace(
 )
 
 # The decoder's own attention reads n-gram streams beside the words: its x has (1 + n) T positions.
+# In transformers 5 its logits of a prefix change with what follows; with glue as without.
 PROPHETNET = Family(
     model_class="ProphetNetForConditionalGeneration",
     sites={
@@ -169,6 +176,7 @@ T5GEMMA = Family(
     decoder_width="decoder.hidden_size",
     eps=("decoder.rms_norm_eps",),
     norm="both",
+    start="eos_token_id",
     positions="encoder.max_position_embeddings",
     rest=(None,),
 )
@@ -206,6 +214,7 @@ SEAMLESS_M4T = Family(
     model_class="SeamlessM4TForTextToText",
     sites=_seamless,
     norm="pre",
+    start="eos_token_id",
     rest=(None,),
 )
 SEAMLESS_M4T_V2 = replace(SEAMLESS_M4T, model_class="SeamlessM4Tv2ForTextToText")
@@ -258,16 +267,6 @@ ENCODER_DECODER = Family(
     decoder_width="decoder.hidden_size",
     eps=("encoder.layer_norm_eps",),
     norm=_composed_norm,
+    start="eos_token_id",
     positions="encoder.max_position_embeddings",
 )
-
-_SPEECH = "its encoder reads speech, not text"
-# Models that AutoModelForSeq2SeqLM builds and that are no host here: model type -> reason.
-UNSUPPORTED: dict[str, str] = {
-    name: _SPEECH
-    for name in (
-        *("audioflamingo3", "glmasr", "granite_speech", "granite_speech_plus", "musicflamingo"),
-        *("moss_transcribe_diarize", "nemo_speechlm", "omniasr", "qwen2_audio", "qwen3_asr"),
-        *("vibevoice_asr", "voxtral", "voxtral_realtime"),
-    )
-}

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from fusion.errors import RecipeError, SiteError, nearest
 from fusion.hosts.select import select_sites as select_sites
 from fusion.hosts.site import At, Seat
+from fusion.hosts.unsupported import UNSUPPORTED
 from fusion.keymap import Pattern
 from fusion.registry import HOSTS
 
@@ -36,6 +37,8 @@ class Family:
         norm: whether a sublayer's norm comes before it or after the residual (`both`: a norm
             before, and one on the sublayer's output); or what tells it from config and site
         positions: config field with the longest source in tokens; None: no limit
+        start: the token that a new host's decoder starts from; not padding where the decoder masks
+            padding or leaves it out of its positions, which caches do not do
         shifts_labels: the model makes the decoder's inputs from the labels by itself
         rest: what an attention module returns beside its output when the host's own branch is not
             computed; None where the host needs it computed
@@ -50,6 +53,7 @@ class Family:
     eps: tuple[str, ...] = ("layer_norm_epsilon", "layer_norm_eps")
     norm: Norm | Callable[[PretrainedConfig, str], Norm] = "post"
     positions: str | None = "max_position_embeddings"
+    start: Literal["pad_token_id", "eos_token_id"] = "pad_token_id"
     shifts_labels: bool = True
     rest: tuple[None, ...] | None = None
 
@@ -62,7 +66,9 @@ class Family:
 
     def build(self, config: PretrainedConfig) -> PreTrainedModel:
         """The model, uninitialised as far as the caller's context says."""
-        return self.architecture(config)
+        model = self.architecture(config)
+        model.tie_weights()  # where initialisation is switched off, so is tying
+        return model
 
     def new_config(self, options: dict[str, Any]) -> PretrainedConfig:
         """A config from a recipe's `host.new`.
@@ -171,8 +177,6 @@ def family_of(config: PretrainedConfig) -> tuple[str, Family]:
     """
     name = config.model_type
     if name not in HOSTS.names():
-        from fusion.hosts.families import UNSUPPORTED
-
         known = ", ".join(HOSTS.names())
         why = f": {UNSUPPORTED[name]}" if name in UNSUPPORTED else ""
         raise SiteError(f'no host family for model type "{name}"{why}; known: {known}')
