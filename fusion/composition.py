@@ -176,8 +176,9 @@ def _host_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> P
             assert isinstance(spec, SentencePieceSpec)
             size, eos, pad = spec.vocab_size, 0, spec.vocab_size - 1
         ids = {"vocab_size": size, "pad_token_id": pad, "eos_token_id": eos}
-        ids |= {"decoder_start_token_id": pad, "forced_eos_token_id": eos, "bos_token_id": None}
-        known = {*family.new_config({}).to_dict()}
+        ids |= {"decoder_start_token_id": ids[family.start], "forced_eos_token_id": eos}
+        ids["bos_token_id"] = None
+        known = family.fields()
         config = family.new_config({k: v for k, v in ids.items() if k in known} | options)
     return config
 

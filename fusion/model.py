@@ -27,7 +27,8 @@ from fusion.encoders.part import EncoderPart
 from fusion.errors import FusionError, ModelError, RecipeError
 from fusion.glue.base import Glue, Place
 from fusion.glue.mix import LayerMix
-from fusion.hosts.family import Family, family_of, select_sites
+from fusion.hosts.family import Family, family_of
+from fusion.hosts.select import select_sites
 from fusion.hosts.site import HostBranch, attach, detach
 from fusion.ledger import Ledger
 from fusion.memory import Memory
@@ -82,8 +83,11 @@ class FusedConfig(PretrainedConfig):  # type: ignore[misc]
         return config_from_dict(self.host)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
-        """What generation reads cache sizes from: the host's config."""
-        return self.host_config if self.host else self
+        """What generation reads cache sizes from: the host's config, or its decoder's."""
+        config: PretrainedConfig = self
+        if self.host:
+            config = self.host_config.get_text_config(*args, **kwargs)
+        return config
 
 
 def config_from_dict(raw: dict[str, Any]) -> PretrainedConfig:
@@ -97,6 +101,7 @@ class FusedEncoderOutput(BaseModelOutput):  # type: ignore[misc]
     """The host encoder's output and the encoders' memories, kept through generation."""
 
     memories: Memories | None = None
+    router_logits: Any = None  # NLLB-MoE's decoder step asks for them
 
 
 @dataclass
@@ -150,6 +155,7 @@ class _EncodeAll(nn.Module):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
             memories=memories,
+            router_logits=getattr(output, "router_logits", None),
         )
 
 
@@ -346,6 +352,8 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             self._draw()
         memories = getattr(encoder_outputs, "memories", None)
         self.show(memories if memories is not None else self.memories(inputs))
+        if labels is not None and decoder_input_ids is None and not self.family.shifts_labels:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         output: Seq2SeqLMOutput = self.host(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -388,6 +396,10 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """As transformers does; the encoders' inputs are no mistakes."""
         model_kwargs.pop("decoder_input_ids", None)
         super()._validate_model_kwargs(self.split_inputs(model_kwargs)[1])
+
+    def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's cache: its decoder's layers, and whatever its class needs beside."""
+        return self.host._prepare_cache_for_generation(*args, **kwargs)
 
     def can_generate(self) -> bool:
         """Yes, as every seq2seq host."""

@@ -12,7 +12,6 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fusion.errors import RecipeError, SiteError, nearest
-from fusion.hosts.select import select_sites as select_sites
 from fusion.hosts.site import At, Seat
 from fusion.hosts.unsupported import UNSUPPORTED
 from fusion.keymap import Pattern
