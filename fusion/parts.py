@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -179,8 +179,10 @@ def arguments_of(part: Part, module: nn.Module, recipe: Recipe) -> dict[str, Any
     rules, ignore, init = dict(part.rules), dict(part.ignore), dict(part.init)
     computed = recomputed(module) if pretrained else no
     if pretrained and part.source is not None:
-        rules |= _usual_names(module, part.source, rules)
-        rules |= hub_rules(module, part.source.tensors(), _targets(module, rules))
+        left_out = [Pattern(pattern) for pattern in ignore]
+        keys = [k for k in part.source.tensors() if not any(map(_matcher(k), left_out))]
+        rules |= _usual_names(module, keys, rules)
+        rules |= hub_rules(module, keys, _targets(module, rules))
         ignore |= _usually_ignored(module, part.source, part.prefix)
     if part.source is None:
         buffers = {name for name, _ in module.named_buffers()}
@@ -213,9 +215,13 @@ def _by_tensor(
     return found
 
 
-def _usual_names(module: nn.Module, source: Source, rules: dict[str, Any]) -> dict[str, str]:
+def _matcher(key: str) -> Callable[[Pattern], bool]:
+    return lambda pattern: pattern.match(key) is not None
+
+
+def _usual_names(module: nn.Module, keys: Collection[str], rules: dict[str, Any]) -> dict[str, str]:
     """Renames that transformers' own loader makes: the base model's prefix, gamma and beta."""
-    headers = source.tensors()
+    headers = set(keys)
     prefix = f"{module.base_model_prefix}."
     own = KeyMap.parse(rules)
     found = {}

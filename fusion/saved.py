@@ -144,7 +144,8 @@ def write_weights(
         model.get_submodule(prefix.rstrip(".")).config.save_pretrained(directory / folder)
         if prefix in left_out:
             continue
-        kept = {n: t for n, t in mine.items() if _is_saved(model.ledger, prefix + n)}
+        by_class = recomputed(model.get_submodule(prefix.rstrip(".")))
+        kept = {n: t for n, t in mine.items() if _is_saved(model.ledger, prefix + n, by_class(n))}
         _write(kept, directory / folder / "model.safetensors")
         digests.update({prefix + n: tensor_digest(t) for n, t in kept.items()})
     if rest:
@@ -153,9 +154,11 @@ def write_weights(
     return digests
 
 
-def _is_saved(ledger: Ledger, name: str) -> bool:
+def _is_saved(ledger: Ledger, name: str, by_class: bool) -> bool:
     """Tied names and what the class computes are not written."""
     entry = ledger.entries.get(name)
+    if entry is not None and entry.origin is Origin.COMPUTED:
+        return not by_class
     return entry is None or entry.origin in SAVED
 
 
