@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Spread, run_side, table, write_result
+from fusion.recipe import Recipe, validate_recipe
 
 # width, feed-forward width, layers of the encoder; layers of the host, per side
 SIZES = {"100 MB": (512, 2048, 4, 2), "1 GB": (1024, 4096, 14, 4)}
@@ -104,10 +105,8 @@ def strict_false(folder: Path) -> Callable[[], Any]:
     return load
 
 
-def fusion_compose(folder: Path) -> Callable[[], Any]:
-    from fusion.composition import compose
-    from fusion.recipe import validate_recipe
-
+def composed_recipe(folder: Path) -> Recipe:
+    """A recipe of the host and the encoder in a folder, with gated glue."""
     raw = {
         "name": "load",
         "output": str(folder / "out"),
@@ -116,7 +115,13 @@ def fusion_compose(folder: Path) -> Callable[[], Any]:
         "glue": [{"method": "gated", "encoder": "bert"}],
         "data": {"train": {"synthetic": "train"}, "dev": {"synthetic": "dev"}},
     }
-    recipe = validate_recipe(raw, folder / "load.yaml")
+    return validate_recipe(raw, folder / "load.yaml")
+
+
+def fusion_compose(folder: Path) -> Callable[[], Any]:
+    from fusion.composition import compose
+
+    recipe = composed_recipe(folder)
     return lambda: compose(recipe)
 
 

@@ -139,9 +139,9 @@ class Ledger:
         self.ignored.update(other.ignored)
 
     def with_saved_digests(self, digests: dict[str, str]) -> Ledger:
-        """A copy that records what was written, by name."""
+        """A copy that records what was written, by name; what was not has no saved digest."""
         entries = {
-            name: replace(entry, saved_digest=digests.get(name, entry.saved_digest))
+            name: replace(entry, saved_digest=digests.get(name))
             for name, entry in self.entries.items()
         }
         return Ledger(entries, dict(self.ignored))

@@ -23,6 +23,7 @@ from fusion.ledger import Origin
 from fusion.recipe import Recipe
 
 RecipeMaker = Callable[..., Recipe]
+EncoderMaker = Callable[..., Path]
 Edit = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
@@ -167,6 +168,27 @@ def test_the_bert_prefix_and_gamma_and_beta_load(
             assert torch.equal(loaded[name], tensor), name
     entry = model.ledger["encoders.bert.model.embeddings.LayerNorm.weight"]
     assert entry.key == "bert.embeddings.LayerNorm.gamma" and entry.operations == ("rename",)
+
+
+def test_a_file_with_a_task_head_needs_a_reason_to_leave_it_out_and_then_is_an_encoder(
+    make_recipe: RecipeMaker, make_encoder: EncoderMaker
+) -> None:
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tagger = make_encoder("BertForTokenClassification", intermediate_size=32, **sizes)
+    encoder: dict[str, Any] = {"source": str(tagger)}
+    with pytest.raises(WarmStartError) as error:
+        compose(make_recipe(encoders={"bert": encoder}))
+    lines = str(error.value).split("\n")
+    assert len(lines) == 2
+    for line in lines:
+        assert "has classifier." in line
+        assert line.endswith('to leave it out: ignore: {"classifier.{rest*}": "the reason"}')
+    encoder["ignore"] = {"classifier.{rest*}": "a head for another task"}
+    ledger = compose(make_recipe(encoders={"bert": encoder})).ledger
+    name = "encoders.bert.model.encoder.layer.0.output.dense.weight"
+    assert ledger[name].key == "bert.encoder.layer.0.output.dense.weight"
+    left_out = {n: why for n, why in ledger.ignored.items() if "classifier" in n}
+    assert set(left_out.values()) == {"a head for another task"} and len(left_out) == 2
 
 
 def test_rules_rename_and_an_unused_rule_is_refused(

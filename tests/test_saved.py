@@ -176,6 +176,18 @@ def test_a_model_saved_without_weights_comes_back_bit_for_bit(
     assert weights(tmp_path / "again") == ["glue.safetensors"]
 
 
+def test_a_model_saved_in_full_and_then_without_weights_still_loads(
+    make_recipe: RecipeMaker, tmp_path: Path
+) -> None:
+    composed = compose(make_recipe())
+    save_model(composed.model, tmp_path / "model", composed.processor, full=True)
+    save_model(composed.model, tmp_path / "model", composed.processor)
+    assert weights(tmp_path / "model") == ["glue.safetensors"]
+    before, after = composed.model.state_dict(), load_model(tmp_path / "model").state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert verify_model(tmp_path / "model") == []
+
+
 def test_a_part_that_was_trained_is_saved_whole_and_the_frozen_one_is_not(
     make_recipe: RecipeMaker, tmp_path: Path
 ) -> None:
