@@ -73,7 +73,7 @@ def plan(
     from fusion.lock import differences, write_lock
 
     planned = composition.plan(loaded)
-    content = json.loads(json.dumps(asdict(planned)))
+    content = asdict(planned)
     if diff is not None:
         for line in differences(_other_plan(diff), content) or ["the plans are the same"]:
             out.print(line, highlight=False, markup=False)
@@ -92,7 +92,7 @@ def _other_plan(file: Path) -> Any:
     if file.suffix != ".json":
         from fusion import composition
 
-        return json.loads(json.dumps(asdict(composition.plan(load_recipe(file)))))
+        return asdict(composition.plan(load_recipe(file)))
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

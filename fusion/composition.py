@@ -22,10 +22,9 @@ from fusion.parts import (
     encoder_directory,
     foreign_host,
     host_directory,
-    host_recipe,
-    is_trained,
     parts_of_recipe,
     read_config,
+    untrained_host,
 )
 from fusion.planning import Plan
 from fusion.processor import EncoderText, FusionProcessor, load_tokenizer
@@ -111,7 +110,7 @@ def compose(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) ->
 def plan(recipe: Recipe) -> RecipePlan:
     """What `compose` would do, from configs and checkpoint headers; reads no weights."""
     notes: list[str] = []
-    if not is_host_ready(recipe):
+    if untrained_host(recipe) is not None:
         notes.append(f"host: {recipe.host.source} has no output yet; it is trained first")
     model, parts = recipe_parts(recipe)
     rows: list[PartPlan] = []
@@ -126,16 +125,10 @@ def plan(recipe: Recipe) -> RecipePlan:
     return RecipePlan(recipe.name, rows, problems, notes)
 
 
-def is_host_ready(recipe: Recipe) -> bool:
-    """False where the host is the output of another recipe that has not been trained."""
-    below = host_recipe(recipe)
-    return below is None or is_trained(below)
-
-
 def recipe_parts(recipe: Recipe) -> tuple[FusedModel, list[Part]]:
     """A recipe's model on meta and its parts; a host yet to be trained as it will be."""
     planned = recipe
-    if (below := host_recipe(recipe)) is not None and not is_trained(below):
+    if (below := untrained_host(recipe)) is not None:
         planned = recipe.model_copy(update={"host": below.host, "data": below.data})
     return _build(planned, _host_config(planned, None))
 

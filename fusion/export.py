@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig
 
@@ -18,8 +17,8 @@ from fusion.checkpoints.fairseq_files import write_fairseq
 from fusion.errors import ModelError, nearest
 from fusion.hosts.transformer_config import to_marian
 from fusion.model import FusedModel
-from fusion.processor import FusionProcessor
-from fusion.saved import find_model, load_model
+from fusion.processor import load_tokenizer
+from fusion.saved import find_model, host_folder, load_model, write_tensors
 
 
 def export(model: str | Path, to: str, output: str | Path) -> Path:
@@ -54,9 +53,8 @@ def export(model: str | Path, to: str, output: str | Path) -> Path:
 
 def _hf(model: FusedModel, directory: Path, output: Path) -> None:
     host = model.remove_glue()
-    names = {name for name, _ in host.named_parameters()} | set(host.state_dict())
     tied = {e.name.removeprefix("host.") for e in model.ledger.part("host.") if e.tied_to}
-    tensors = {n: t for n, t in host.state_dict().items() if n in names and n not in tied}
+    tensors = {name: t for name, t in host.state_dict().items() if name not in tied}
     _write(host.config, tensors, model, directory, output)
 
 
@@ -81,11 +79,10 @@ def _write(
     output.mkdir()
     seen: dict[int, str] = {}
     own = {n: t for n, t in tensors.items() if seen.setdefault(t.data_ptr(), n) == n}
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
-    save_file(plain, output / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(own, output / "model.safetensors")
     config.save_pretrained(output)
     model.generation_config.save_pretrained(output)
-    FusionProcessor.from_pretrained(directory).tokenizer.save_pretrained(output)
+    load_tokenizer(directory / host_folder(model)).save_pretrained(output)
 
 
 def _fairseq(model: FusedModel, directory: Path, output: Path) -> None:

@@ -20,10 +20,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from fusion.errors import KeyMapError, nearest
 
+T = TypeVar("T")
 _HOLE = re.compile(r"\{([^\W\d]\w*)(\*?)\}")
 
 
@@ -85,6 +86,13 @@ class Pattern:
             return values[match[1]]
 
         return _HOLE.sub(value, self.text)
+
+
+def first_match(patterns: Mapping[Pattern, str], name: str) -> str | None:
+    """What the first pattern that matches a name stands for; None: none does."""
+    return next(
+        (told for pattern, told in patterns.items() if pattern.match(name) is not None), None
+    )
 
 
 @dataclass(frozen=True)
@@ -267,18 +275,7 @@ class KeyMap:
         Raises:
             KeyMapError: two rules match.
         """
-        hits = []
-        for index, rule in enumerate(self.rules):
-            found = rule.sources_of(target)
-            if found is not None:
-                hits.append((index, rule, found))
-        if len(hits) > 1:
-            shown = " and ".join(str(rule) for _, rule, _ in hits)
-            raise KeyMapError(f'"{target}": more than one rule matches: {shown}')
-        if not hits:
-            return None
-        self._used.add(hits[0][0])
-        return hits[0][1:]
+        return self._only(target, [rule.sources_of(target) for rule in self.rules])
 
     def source_of(self, target: str) -> str:
         """The (first) source name of a target name.
@@ -295,18 +292,20 @@ class KeyMap:
         Raises:
             KeyMapError: two rules match.
         """
-        hits = []
-        for index, rule in enumerate(self.rules):
-            mapped = rule.target_of(source)
-            if mapped is not None:
-                hits.append((index, rule, mapped))
+        hit = self._only(source, [rule.target_of(source) for rule in self.rules])
+        return hit[1] if hit is not None else source
+
+    def _only(self, name: str, mapped: list[T | None]) -> tuple[Rule, T] | None:
+        """The one rule that maps a name, with what it gives; it counts as used."""
+        hits = [(index, one) for index, one in enumerate(mapped) if one is not None]
         if len(hits) > 1:
-            shown = " and ".join(str(rule) for _, rule, _ in hits)
-            raise KeyMapError(f'"{source}": more than one rule matches: {shown}')
+            shown = " and ".join(str(self.rules[index]) for index, _ in hits)
+            raise KeyMapError(f'"{name}": more than one rule matches: {shown}')
         if not hits:
-            return source
-        self._used.add(hits[0][0])
-        return hits[0][2]
+            return None
+        index, one = hits[0]
+        self._used.add(index)
+        return self.rules[index], one
 
     def unused(self) -> list[Rule]:
         """Rules that have matched nothing so far."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
-from fusion.composition import is_host_ready, recipe_parts
+from fusion.composition import recipe_parts
 from fusion.errors import RecipeError
-from fusion.parts import host_recipe
+from fusion.parts import host_recipe, untrained_host
 from fusion.recipe import Recipe
+from fusion.saved import write_json
 
 FORMAT = 1
 _LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "safetensors")
@@ -46,7 +46,7 @@ def lock_of(recipe: Recipe) -> dict[str, Any]:
             "ignore": part.ignore,
             "init": part.init,
         }
-    if not is_host_ready(recipe) and (below := host_recipe(recipe)) is not None:
+    if (below := untrained_host(recipe)) is not None:
         content["parts"]["host."] = {"recipe": below.digest()}
     return content
 
@@ -63,11 +63,9 @@ def lock_path(recipe_file: Path) -> Path:
 
 
 def write_lock(recipe: Recipe, recipe_file: Path) -> Path:
-    """Write RECIPE.lock, to a temporary name first."""
+    """Write RECIPE.lock."""
     path = lock_path(recipe_file)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(lock_of(recipe), indent=1) + "\n", encoding="utf-8")
-    temporary.rename(path)
+    write_json(path, lock_of(recipe))
     return path
 
 

@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+from transformers.models.bart.modeling_bart import shift_tokens_right
 
 import fusion.hosts.transformer  # noqa: F401  registers its config
 from fusion.encoders.part import EncoderPart
@@ -387,10 +388,11 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if self.family.shifts_labels:
             shifted: Tensor = self.host.prepare_decoder_input_ids_from_labels(labels)
             return shifted
-        start = self.host.config.decoder_start_token_id
-        before = labels.new_full((labels.shape[0], 1), start)
-        pad = self.host.config.pad_token_id
-        return torch.cat([before, labels[:, :-1]], 1).masked_fill(labels == -100, pad)
+        config = self.host.config
+        moved: Tensor = shift_tokens_right(
+            labels, config.pad_token_id, config.decoder_start_token_id
+        )
+        return moved
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """As transformers does; the encoders' inputs are no mistakes."""

@@ -19,9 +19,9 @@ from fusion.encoders.auto import LEFT_OUT
 from fusion.encoders.sentence_transformers import transformer_directory
 from fusion.errors import RecipeError, SourceError
 from fusion.glue.mix import LayerMix
-from fusion.keymap import KeyMap, Pattern
+from fusion.keymap import KeyMap, Pattern, first_match
 from fusion.model import FusedModel
-from fusion.planning import every_tensor, is_persistent
+from fusion.planning import every_tensor
 from fusion.recipe import EncoderSpec, PartSpec, Recipe, load_recipe
 from fusion.renames import hub_rules
 from fusion.saved import recomputed
@@ -58,7 +58,14 @@ def model_directory(recipe: Recipe) -> Path:
 
 
 def is_trained(recipe: Recipe) -> bool:
+    """Whether a recipe's finished model is there."""
     return (model_directory(recipe) / "ledger.json").is_file()
+
+
+def untrained_host(recipe: Recipe) -> Recipe | None:
+    """The recipe that makes this recipe's host, where that has yet to be trained."""
+    below = host_recipe(recipe)
+    return None if below is None or is_trained(below) else below
 
 
 def host_directory(recipe: Recipe) -> Path:
@@ -83,6 +90,11 @@ def host_directory(recipe: Recipe) -> Path:
 
 
 def read_config(directory: Path, where: str) -> PretrainedConfig:
+    """A transformers config; `where` is the recipe's key.
+
+    Raises:
+        SourceError: there is none that transformers reads.
+    """
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(directory)
     except (OSError, ValueError, KeyError) as error:
@@ -118,6 +130,7 @@ def check_vocabulary(foreign: Foreign, tokenizer: PreTrainedTokenizerBase) -> No
 
 
 def parts_of_recipe(recipe: Recipe, model: FusedModel) -> list[Part]:
+    """Every part with its source opened, in the order of the model's own parts."""
     host = recipe.host
     if host.new is not None:
         parts = [Part("host.", None, "new", init={"{name*}": host.init})]
@@ -179,10 +192,12 @@ def arguments_of(part: Part, module: nn.Module, recipe: Recipe) -> dict[str, Any
     rules, ignore, init = dict(part.rules), dict(part.ignore), dict(part.init)
     computed = recomputed(module) if pretrained else no
     if pretrained and part.source is not None:
-        left_out = [Pattern(pattern) for pattern in ignore]
-        keys = [k for k in part.source.tensors() if not any(map(_matcher(k), left_out))]
-        rules |= _usual_names(module, keys, rules)
-        rules |= hub_rules(module, keys, _targets(module, rules))
+        left_out = {Pattern(pattern): why for pattern, why in ignore.items()}
+        keys = [key for key in part.source.tensors() if first_match(left_out, key) is None]
+        taken = _targets(module, rules)
+        usual = _usual_names(module, keys, taken)
+        rules |= usual
+        rules |= hub_rules(module, keys, taken | usual.keys())
         ignore |= _usually_ignored(module, part.source, part.prefix)
     if part.source is None:
         buffers = {name for name, _ in module.named_buffers()}
@@ -204,29 +219,28 @@ def _by_tensor(
     module: nn.Module, init: dict[str, str], computed: Callable[[str], bool]
 ) -> dict[str, str]:
     """The first pattern that matches decides; what the class computes is not initialised."""
-    patterns = [(Pattern(pattern), rule) for pattern, rule in init.items()]
+    patterns = {Pattern(pattern): rule for pattern, rule in init.items()}
     found = {}
-    for names, _, kind in every_tensor(module):
-        if any(map(computed, names)) or (kind == "buffer" and not is_persistent(module, names[0])):
-            continue
-        hits = (rule for pattern, rule in patterns if pattern.match(names[0]) is not None)
-        if (rule := next(hits, None)) is not None:
+    for names, _, _ in every_tensor(module):
+        rule = None if any(map(computed, names)) else first_match(patterns, names[0])
+        if rule is not None:
             found[names[0]] = rule
     return found
 
 
-def _matcher(key: str) -> Callable[[Pattern], bool]:
-    return lambda pattern: pattern.match(key) is not None
+def _usual_names(
+    module: nn.Module, keys: Collection[str], taken: Collection[str]
+) -> dict[str, str]:
+    """Renames that transformers' own loader makes: the base model's prefix, gamma and beta.
 
-
-def _usual_names(module: nn.Module, keys: Collection[str], rules: dict[str, Any]) -> dict[str, str]:
-    """Renames that transformers' own loader makes: the base model's prefix, gamma and beta."""
+    Args:
+        taken: targets that a rule is for
+    """
     headers = set(keys)
     prefix = f"{module.base_model_prefix}."
-    own = KeyMap.parse(rules)
     found = {}
     for name in module.state_dict():
-        if name in headers or own.rule_of(name) is not None:
+        if name in headers or name in taken:
             continue
         old = name
         if name.endswith("LayerNorm.weight"):
@@ -240,10 +254,10 @@ def _usual_names(module: nn.Module, keys: Collection[str], rules: dict[str, Any]
     return found
 
 
-def _targets(module: nn.Module, rules: dict[str, Any]) -> list[str]:
+def _targets(module: nn.Module, rules: dict[str, Any]) -> set[str]:
     """The module's tensors that a rule is for."""
     keymap = KeyMap.parse(rules)
-    return [name for name in module.state_dict() if keymap.rule_of(name) is not None]
+    return {name for name in module.state_dict() if keymap.rule_of(name) is not None}
 
 
 def _usually_ignored(module: nn.Module, source: Source, prefix: str) -> dict[str, str]:
@@ -256,8 +270,7 @@ def _usually_ignored(module: nn.Module, source: Source, prefix: str) -> dict[str
         base = key.removeprefix(f"{module.base_model_prefix}.")
         if {key, base} & wanted:
             continue
-        hits = (why for p, why in left_out.items() if p.match(base) is not None)
-        why = next(hits, None)
+        why = first_match(left_out, base)
         if why is None and any(re.search(pattern, key) for pattern in patterns):
             why = "transformers leaves it out of this class"
         if why is not None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fusion.checkpoints.source import Source, TensorInfo
 from fusion.errors import KeyMapError, RegistryError, nearest
-from fusion.keymap import KeyMap, Pattern, Rule, nearest_pattern
+from fusion.keymap import KeyMap, Pattern, Rule, first_match, nearest_pattern
 from fusion.ledger import Entry, Ledger, Origin
 from fusion.operations import Operation, dtype_name, is_lossy, parse, run
 from fusion.registry import INITS
@@ -151,7 +151,7 @@ class _Planner:
         self.ledger.add(entry)
         for alias in names:
             if alias != name:
-                tied = replace(bare(entry), name=alias, origin=Origin.TIED, tied_to=name)
+                tied = replace(_bare(entry), name=alias, origin=Origin.TIED, tied_to=name)
                 if alias in self.keys:
                     here = self._loaded(tied)
                     tied = replace(tied, keys=here.keys, operations=here.operations)
@@ -312,8 +312,7 @@ class _Planner:
             self._problem(name, f"would start from nothing: its source is ignored ({reason})")
 
     def _reason(self, key: str) -> str | None:
-        hits = (reason for p, reason in self.ignored.items() if p.match(key) is not None)
-        return next(hits, None)
+        return first_match(self.ignored, key)
 
     def _left_over(self) -> None:
         """Source tensors that nothing takes, and patterns of tensors to ignore that match none."""
@@ -348,7 +347,7 @@ def _made_from(entry: Entry) -> str:
     return other if entry.origin is Origin.INITIALISED and kind in FROM_ANOTHER else ""
 
 
-def bare(entry: Entry) -> Entry:
+def _bare(entry: Entry) -> Entry:
     """A tied tensor has no origin of its own."""
     return replace(
         entry, source=None, sources=(), keys=(), operations=(), rule=None, seed=None, digest=None

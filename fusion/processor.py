@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -148,12 +149,9 @@ class FusionProcessor:
         for column, pad in self.pads.items():
             if column not in rows[0]:
                 continue
-            lists = [row[column] for row in rows]
-            width = max(len(ids) for ids in lists)
-            batch[column] = torch.tensor([ids + [pad] * (width - len(ids)) for ids in lists])
+            batch[column], mask = padded([row[column] for row in rows], pad)
             if column.endswith("input_ids"):
-                mask = [[1] * len(ids) + [0] * (width - len(ids)) for ids in lists]
-                batch[column.replace("input_ids", "attention_mask")] = torch.tensor(mask)
+                batch[column.replace("input_ids", "attention_mask")] = mask
         return batch
 
     def __call__(self, text: list[str], text_target: list[str] | None = None) -> dict[str, Tensor]:
@@ -221,6 +219,14 @@ class FusionProcessor:
         }
         tokenizer = load_tokenizer(directory / settings["host"])
         return cls(tokenizer, encoders, max_length=settings.get("max_length"))
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Ids `[B, T]`, padded on the right, and their mask `[B, T]`, 1 at a real token."""
+    width = max(len(ids) for ids in rows)
+    ids = [[*row, *[pad] * (width - len(row))] for row in rows]
+    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+    return torch.tensor(ids), torch.tensor(mask)
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -18,6 +18,7 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -146,10 +147,10 @@ def write_weights(
             continue
         by_class = recomputed(model.get_submodule(prefix.rstrip(".")))
         kept = {n: t for n, t in mine.items() if _is_saved(model.ledger, prefix + n, by_class(n))}
-        _write(kept, directory / folder / "model.safetensors")
+        write_tensors(kept, directory / folder / "model.safetensors")
         digests.update({prefix + n: tensor_digest(t) for n, t in kept.items()})
     if rest:
-        _write(rest, directory / GLUE_FILE)
+        write_tensors(rest, directory / GLUE_FILE)
         digests.update({n: tensor_digest(t) for n, t in rest.items()})
     return digests
 
@@ -162,7 +163,8 @@ def _is_saved(ledger: Ledger, name: str, by_class: bool) -> bool:
     return entry is None or entry.origin in SAVED
 
 
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """A safetensors file that transformers reads, under a temporary name first."""
     temporary = path.with_suffix(".tmp")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(plain, temporary, metadata={"format": "pt"})
@@ -269,6 +271,9 @@ def _is_pinned(ledger: Ledger, prefix: str) -> bool:
 class MadeAgain(Source):
     """A part that was saved without weights: its tensors, made from their sources once more.
 
+    Attributes:
+        entries: of the ledger, by the tensors' names in the part
+
     Args:
         place: where the source is now; None: where it was
 
@@ -277,14 +282,13 @@ class MadeAgain(Source):
     """
 
     def __init__(self, ledger: Ledger, prefix: str, place: str | None = None) -> None:
-        self.prefix = prefix
-        self._entries = {
+        self.entries = {
             entry.name.removeprefix(prefix): entry
             for entry in ledger.part(prefix)
             if entry.origin in SAVED
         }
         self._sources: dict[str, Source] = {}
-        for location in {there for e in self._entries.values() for there, _ in e.origins}:
+        for location in {there for e in self.entries.values() for there, _ in e.origins}:
             try:
                 self._sources[location] = open_source(place or location)
             except SourceError as error:
@@ -298,21 +302,21 @@ class MadeAgain(Source):
     def tensors(self) -> Mapping[str, TensorInfo]:
         return {
             name: TensorInfo(entry.shape, getattr(torch, entry.dtype))
-            for name, entry in self._entries.items()
+            for name, entry in self.entries.items()
         }
 
     def read(self, name: str) -> Tensor:
-        entry = self._entries[name]
+        entry = self.entries[name]
         tensors = []
         for location, key in entry.origins:
             source = self._sources[location]
             if key not in source.tensors():
-                raise SourceError(f"{self.prefix}{name}: {source.location} no longer has {key}")
+                raise SourceError(f"{entry.name}: {source.location} no longer has {key}")
             tensors.append(source.read(key))
         return run(_steps(entry), tensors)[0]
 
     def _facts(self, name: str, fresh: bool) -> list[str]:
-        entry = self._entries[name]
+        entry = self.entries[name]
         if _steps(entry):
             return super()._facts(name, fresh)
         ((location, key),) = entry.origins
@@ -323,10 +327,15 @@ def _steps(entry: Entry) -> list[Operation]:
     return [parse(data) for data in entry.operations if data != "rename"]
 
 
+def changed(entry: Entry, location: str) -> str:
+    """The message of a tensor whose source is no longer what it was."""
+    return f"{entry.name}: {location}: {' + '.join(entry.keys)} is no longer what was loaded"
+
+
 def _check_pinned(ledger: Ledger, filled: Ledger) -> None:
     """What was made again from a source is what it was."""
     problems = [
-        f"{entry.name}: {entry.source}: {' + '.join(entry.keys)} is no longer what was loaded"
+        changed(entry, str(entry.source))
         for entry in ledger
         if entry.origin in SAVED
         and entry.saved_digest is None
@@ -403,6 +412,14 @@ def read_ledger(path: str | Path) -> Ledger:
         raise LedgerError(
             f"{saved}: no such file; fusion saves a ledger with every model"
         ) from None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON, to a temporary name first."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.rename(path)
 
 
 def read_json(path: Path) -> dict[str, object]:

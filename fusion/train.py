@@ -10,8 +10,6 @@ OUTPUT/run.json        scores, updates, seconds, versions
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import shutil
 from collections.abc import Callable
@@ -50,6 +48,7 @@ from fusion.saved import (
     parts_of,
     read_json,
     save_model,
+    write_json,
 )
 from fusion.subwords import train_tokenizer
 from fusion.trainer import FusionTrainer, Stopwatch, checkpoints, last_checkpoint
@@ -201,15 +200,8 @@ def _claim(recipe: Recipe, output: Path) -> None:
     if PartialState().is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         content = {"digest": recipe.digest(), "recipe": recipe.model_dump(mode="json")}
-        _write_json(output / "recipe.json", content)
+        write_json(output / "recipe.json", content)
     PartialState().wait_for_everyone()
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.rename(path)
 
 
 def _read(recipe: Recipe, say: Say) -> dict[str, Dataset]:
@@ -380,7 +372,7 @@ def _finish(
         content["history"] = trainer.state.log_history
         content["padding"] = trainer.sampler.padding
         content["memory_cache"] = trainer.memory_cache
-        _write_json(output / "run.json", content)
+        write_json(output / "run.json", content)
         say(f"{recipe.name}: saved in {result.model}")
     trainer.accelerator.wait_for_everyone()
     return result

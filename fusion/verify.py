@@ -7,10 +7,11 @@ from pathlib import Path
 from fusion.checkpoints.directory import open_source
 from fusion.checkpoints.source import Source, tensor_digest
 from fusion.errors import LedgerError, SourceError
-from fusion.ledger import Ledger
+from fusion.ledger import Entry, Ledger
 from fusion.model import blank_model
 from fusion.saved import (
     MadeAgain,
+    changed,
     find_model,
     is_model,
     part_sources,
@@ -41,32 +42,27 @@ def verify_model(path: str | Path) -> list[str]:
     made: set[str] = set()
     for prefix, source in part_sources(model, directory, ledger).items():
         if isinstance(source, MadeAgain):
-            problems += _verify_made(ledger, prefix, source)
+            problems += _verify_made(source)
             made.add(prefix)
         else:
             problems += _verify_part(ledger, prefix, source)
-    rest = [e for e in ledger if not any(e.name.startswith(prefix) for prefix in made)]
-    for location in sorted({e.source for e in rest if e.frozen and e.source is not None}):
-        problems += _verify_source(Ledger({e.name: e for e in rest}), location)
+    rest = [e for e in ledger if e.frozen and not any(map(e.name.startswith, made))]
+    for location in sorted({e.source for e in rest if e.source is not None}):
+        problems += _verify_source([e for e in rest if e.source == location], location)
     return problems
 
 
-def _verify_made(ledger: Ledger, prefix: str, source: MadeAgain) -> list[str]:
+def _verify_made(source: MadeAgain) -> list[str]:
     problems = []
-    for name in source.tensors():
-        entry = ledger[prefix + name]
+    for name, entry in source.entries.items():
         try:
             same = tensor_digest(source.read(name)) == entry.digest
         except SourceError as error:
             problems.append(str(error))
             continue
         if not same:
-            problems.append(_changed(entry.name, source.location, entry.keys))
+            problems.append(changed(entry, source.location))
     return problems
-
-
-def _changed(name: str, location: str, keys: tuple[str, ...]) -> str:
-    return f"{name}: {location}: {' + '.join(keys)} is no longer what was loaded"
 
 
 def _verify_part(ledger: Ledger, prefix: str, source: Source) -> list[str]:
@@ -93,18 +89,17 @@ def _verify_part(ledger: Ledger, prefix: str, source: Source) -> list[str]:
     return problems
 
 
-def _verify_source(ledger: Ledger, location: str) -> list[str]:
+def _verify_source(entries: list[Entry], location: str) -> list[str]:
     """Frozen tensors against the checkpoint they came from; silent where it is no longer there."""
     try:
         headers = open_source(location).tensors()
     except SourceError as error:
         return [] if "no such" in str(error) or "no installed" in str(error) else [str(error)]
     problems, present = [], {}
-    for entry in ledger:
-        if entry.frozen and entry.source == location and entry.keys:
-            gone = [key for key in entry.keys if key not in headers]
-            if gone and not entry.sources:
-                problems.append(f"{entry.name}: {location} no longer has {' + '.join(gone)}")
-            else:
-                present[entry.name] = entry
-    return problems + _verify_made(ledger, "", MadeAgain(Ledger(present), ""))
+    for entry in entries:
+        gone = [key for key in entry.keys if key not in headers]
+        if gone and not entry.sources:
+            problems.append(f"{entry.name}: {location} no longer has {' + '.join(gone)}")
+        else:
+            present[entry.name] = entry
+    return problems + _verify_made(MadeAgain(Ledger(present), ""))

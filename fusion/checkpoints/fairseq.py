@@ -22,11 +22,12 @@ from fusion.checkpoints.foreign import (
     Foreign,
     StateSource,
     check_vocabulary,
-    duplicate,
+    embedding_rules,
     fields,
     load,
     part,
     refuse,
+    repeated,
     width,
 )
 from fusion.checkpoints.source import Source
@@ -221,27 +222,14 @@ def attention_rules(target: str, source: str, layout: str) -> dict[str, Any]:
 
 def _embeddings(source: Source, config: dict[str, Any], rules: dict[str, Any]) -> dict[str, str]:
     """Adds the rules of embeddings and output; returns the tensors that repeat another."""
-    encoder, decoder = "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
     names = source.tensors()
     outputs = [n for n in ("decoder.output_projection.weight", "decoder.embed_out") if n in names]
-    copies: dict[str, str] = {}
-    if config["share_encoder_decoder_embeddings"]:
-        rules["model.shared.weight"] = encoder
-        copies |= duplicate(source, decoder, encoder)
-    else:
-        rules["model.encoder.embed_tokens.weight"] = encoder
-        rules["model.decoder.embed_tokens.weight"] = decoder
-    if config["tie_word_embeddings"]:
-        first = encoder if config["share_encoder_decoder_embeddings"] else decoder
-        for name in outputs:
-            copies |= duplicate(source, name, first)
-    elif outputs:
-        rules["lm_head.weight"] = outputs[0]
-    return copies
+    tables = "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
+    return embedding_rules(source, config, rules, tables, outputs)
 
 
 def _ignored(names: Collection[str], copies: Mapping[str, str]) -> dict[str, str]:
-    ignore = {name: f"the same tensor as {of}" for name, of in copies.items()}
+    ignore = repeated(copies)
     for side in ("encoder", "decoder"):
         if f"{side}.version" in names:
             ignore[f"{side}.version"] = "a format number, no parameter"

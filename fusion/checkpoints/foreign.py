@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from torch import Tensor
 from fusion.checkpoints.source import Source, TensorInfo
 from fusion.checkpoints.torch import load_pickle
 from fusion.errors import SourceError, nearest
+
+UNSHARED = "source and target embeddings were one tensor; here they are two"
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,42 @@ def duplicate(source: Source, name: str, of: str) -> dict[str, str]:
     if not torch.equal(source.read(name), source.read(of)):
         raise SourceError(f"{source.location}: {name} differs from {of}; its options tie them")
     return {name: of}
+
+
+def embedding_rules(
+    source: Source,
+    config: Mapping[str, Any],
+    rules: dict[str, Any],
+    tables: tuple[str, str],
+    outputs: Sequence[str],
+) -> dict[str, str]:
+    """Add the rules of embeddings and output; return the tensors that repeat another.
+
+    Args:
+        config: says what is shared and tied
+        tables: the source's embeddings of encoder and decoder
+        outputs: names of the output's weight in the source; the first one is loaded if not tied
+    """
+    encoder, decoder = tables
+    copies: dict[str, str] = {}
+    if config["share_encoder_decoder_embeddings"]:
+        rules["model.shared.weight"] = encoder
+        copies |= duplicate(source, decoder, encoder)
+    else:
+        rules["model.encoder.embed_tokens.weight"] = encoder
+        rules["model.decoder.embed_tokens.weight"] = decoder
+    if config["tie_word_embeddings"]:
+        first = encoder if config["share_encoder_decoder_embeddings"] else decoder
+        for name in outputs:
+            copies |= duplicate(source, name, first)
+    elif outputs:
+        rules["lm_head.weight"] = outputs[0]
+    return copies
+
+
+def repeated(copies: Mapping[str, str]) -> dict[str, str]:
+    """What to ignore, since it repeats another tensor: name -> reason."""
+    return {name: f"the same tensor as {of}" for name, of in copies.items()}
 
 
 def width(source: Source, name: str, path: Path) -> tuple[int, ...]:

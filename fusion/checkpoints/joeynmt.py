@@ -17,14 +17,16 @@ from typing import Any
 import yaml
 
 from fusion.checkpoints.foreign import (
+    UNSHARED,
     Foreign,
     StateSource,
     check_vocabulary,
-    duplicate,
+    embedding_rules,
     fields,
     load,
     part,
     refuse,
+    repeated,
     width,
 )
 from fusion.checkpoints.source import Source
@@ -89,7 +91,7 @@ def describe_joeynmt(path: str | Path, config: str | Path | None = None) -> Fore
         toolkit="joeynmt",
         config=made | _ids(tokens[1]),
         rules=rules,
-        ignore={name: f"the same tensor as {of}" for name, of in copies.items()},
+        ignore=repeated(copies),
         computed={"final_logits_bias": "zeros: Joey NMT has no output bias"},
         source_vocabulary=tokens[0],
         target_vocabulary=tokens[1],
@@ -181,19 +183,7 @@ def _side(source: Source, side: str) -> dict[str, Any]:
 def _embeddings(
     source: Source, config: dict[str, Any], options: dict[str, Any], rules: dict[str, Any]
 ) -> tuple[dict[str, str], list[str]]:
-    encoder, decoder = _TABLES["encoder"], _TABLES["decoder"]
-    copies: dict[str, str] = {}
-    notes: list[str] = []
-    if config["share_encoder_decoder_embeddings"]:
-        rules["model.shared.weight"] = encoder
-        copies |= duplicate(source, decoder, encoder) | duplicate(source, _OUTPUT, encoder)
-        return copies, notes
-    rules["model.encoder.embed_tokens.weight"] = encoder
-    rules["model.decoder.embed_tokens.weight"] = decoder
-    if options.get("tied_embeddings"):
-        notes.append("source and target embeddings were one tensor; here they are two")
-    if config["tie_word_embeddings"]:
-        copies |= duplicate(source, _OUTPUT, decoder)
-    else:
-        rules["lm_head.weight"] = _OUTPUT
-    return copies, notes
+    tables = _TABLES["encoder"], _TABLES["decoder"]
+    copies = embedding_rules(source, config, rules, tables, [_OUTPUT])
+    split = options.get("tied_embeddings") and not config["share_encoder_decoder_embeddings"]
+    return copies, [UNSHARED] if split else []

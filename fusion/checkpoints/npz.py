@@ -8,9 +8,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from fusion.checkpoints.source import Source, TensorInfo
 from fusion.checkpoints.stored import MappedFile
+from fusion.checkpoints.zip_records import LOCAL_HEADER, ZIP_DAMAGE, record_start
 from fusion.errors import SourceError
 
 _DTYPES = {
@@ -32,22 +31,7 @@ _DTYPES = {
 _MAX_HEADER = 10_000  # as numpy's own limit
 _MAX_RATIO = 100  # a compressed array of weights shrinks by far less
 _MAX_FREE = 64 << 20  # below this many bytes any ratio will do
-_LOCAL_HEADER = 30
-_DAMAGE = (
-    zipfile.BadZipFile,
-    NotImplementedError,
-    EOFError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    SyntaxError,
-    ValueError,
-    MemoryError,
-    KeyError,
-    TypeError,
-    struct.error,
-    zlib.error,
-)
+_DAMAGE = (*ZIP_DAMAGE, SyntaxError, MemoryError, KeyError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -130,10 +114,7 @@ class NpzSource(Source):
     def _start(self, record: zipfile.ZipInfo) -> int:
         with self._path.open("rb") as file:
             file.seek(record.header_offset)
-            head = file.read(_LOCAL_HEADER)
-        name_length, extra_length = struct.unpack("<HH", head[26:30])
-        start: int = record.header_offset + _LOCAL_HEADER + name_length + extra_length
-        return start
+            return record_start(record, file.read(LOCAL_HEADER))
 
 
 def _read_header(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> _Array:

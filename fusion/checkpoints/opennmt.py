@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from fusion.checkpoints.foreign import (
+    UNSHARED,
     Foreign,
     StateSource,
     check_vocabulary,
-    duplicate,
+    embedding_rules,
     fields,
     layers,
     load,
     part,
     refuse,
+    repeated,
     width,
 )
 from fusion.checkpoints.source import Source
@@ -109,7 +111,7 @@ def describe_opennmt(path: str | Path) -> Foreign:
         check_vocabulary(path, known, width(source, _TABLE.format(side), path)[0])
         if known is None:
             notes.append(f"no plain list of the {table} tokens in the file (before 3.0)")
-    ignore = {name: f"the same tensor as {of}" for name, of in copies.items()}
+    ignore = repeated(copies)
     if any(name.endswith(".mask") for name in names):
         ignore["decoder.transformer_layers.{i}.mask"] = "a constant: no future tokens"
     return Foreign(
@@ -209,26 +211,13 @@ def _embeddings(
     computed: dict[str, str],
 ) -> tuple[dict[str, str], list[str]]:
     names: Collection[str] = source.tensors()
-    encoder, decoder = _TABLE.format("encoder"), _TABLE.format("decoder")
+    tables = _TABLE.format("encoder"), _TABLE.format("decoder")
     layer = "generator.0" if "generator.0.weight" in names else "generator"
-    copies: dict[str, str] = {}
-    notes: list[str] = []
-    if config["share_encoder_decoder_embeddings"]:
-        rules["model.shared.weight"] = encoder
-        copies |= duplicate(source, decoder, encoder)
-        copies |= duplicate(source, f"{layer}.weight", encoder)
-    else:
-        rules["model.encoder.embed_tokens.weight"] = encoder
-        rules["model.decoder.embed_tokens.weight"] = decoder
-        if options.get("share_embeddings"):
-            notes.append("source and target embeddings were one tensor; here they are two")
-        if config["tie_word_embeddings"]:
-            copies |= duplicate(source, f"{layer}.weight", decoder)
-        else:
-            rules["lm_head.weight"] = f"{layer}.weight"
+    copies = embedding_rules(source, config, rules, tables, [f"{layer}.weight"])
+    split = options.get("share_embeddings") and not config["share_encoder_decoder_embeddings"]
     if f"{layer}.bias" in names:
         grown = [{"reshape": {"shape": [1, config["decoder_vocab_size"]]}}]
         rules["final_logits_bias"] = {"from": f"{layer}.bias", "ops": grown}
     else:
         computed["final_logits_bias"] = "zeros: the generator has no bias"
-    return copies, notes
+    return copies, [UNSHARED] if split else []

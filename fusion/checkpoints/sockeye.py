@@ -20,13 +20,15 @@ from typing import Any
 import yaml
 
 from fusion.checkpoints.foreign import (
+    UNSHARED,
     Foreign,
     StateSource,
     check_vocabulary,
-    duplicate,
+    embedding_rules,
     fields,
     load,
     refuse,
+    repeated,
     width,
 )
 from fusion.checkpoints.source import Source
@@ -105,7 +107,7 @@ def describe_sockeye(path: str | Path) -> Foreign:
     for side, stack in stacks.items():
         rules |= _side(source, side, config, int(stack["attention_heads"]))
     copies, notes = _embeddings(source, config, options, rules)
-    ignore = {name: f"the same tensor as {of}" for name, of in copies.items()}
+    ignore = repeated(copies)
     if any(name.startswith("length_ratio.") for name in names):
         ignore["length_ratio.{p*}"] = "predicts lengths for Sockeye's own beam search"
     tokens = []
@@ -246,21 +248,8 @@ def _of_heads(index: int, heads: int, dim: int) -> list[dict[str, Any]]:
 def _embeddings(
     source: Source, config: dict[str, Any], options: dict[str, Any], rules: dict[str, Any]
 ) -> tuple[dict[str, str], list[str]]:
-    encoder, decoder = _TABLES["encoder"], _TABLES["decoder"]
-    copies: dict[str, str] = {}
-    notes: list[str] = []
     grown = {"reshape": {"shape": [1, config["decoder_vocab_size"]]}}
     rules["final_logits_bias"] = {"from": "output_layer.bias", "ops": [grown]}
-    if config["share_encoder_decoder_embeddings"]:
-        rules["model.shared.weight"] = encoder
-        copies |= duplicate(source, decoder, encoder) | duplicate(source, _OUTPUT, encoder)
-        return copies, notes
-    rules["model.encoder.embed_tokens.weight"] = encoder
-    rules["model.decoder.embed_tokens.weight"] = decoder
-    if options.get("weight_tying_type") == "src_trg":
-        notes.append("source and target embeddings were one tensor; here they are two")
-    if config["tie_word_embeddings"]:
-        copies |= duplicate(source, _OUTPUT, decoder)
-    else:
-        rules["lm_head.weight"] = _OUTPUT
-    return copies, notes
+    tables = _TABLES["encoder"], _TABLES["decoder"]
+    copies = embedding_rules(source, config, rules, tables, [_OUTPUT])
+    return copies, [UNSHARED] if options.get("weight_tying_type") == "src_trg" else []

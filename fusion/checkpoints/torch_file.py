@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import mmap
-import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -27,23 +26,11 @@ from fusion.checkpoints.pickles import pickle_machine
 from fusion.checkpoints.standins import PickleError, RefusedError
 from fusion.checkpoints.stored import MappedFile, Storage, Stored
 from fusion.checkpoints.torch_names import TensorMaker, persistent_storage, torch_names
+from fusion.checkpoints.zip_records import LOCAL_HEADER, ZIP_DAMAGE, record_start
 from fusion.errors import SourceError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_LOCAL_HEADER = 30
-_DAMAGE = (
-    zipfile.BadZipFile,
-    NotImplementedError,
-    EOFError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    UnicodeDecodeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
 
 
 @contextmanager
@@ -65,7 +52,7 @@ def told_of(path: Path) -> Iterator[None]:
         raise SourceError(
             f"{path}: not a whole torch file: needs more memory than there is"
         ) from None
-    except _DAMAGE as error:
+    except ZIP_DAMAGE as error:
         what = str(error) or type(error).__name__
         raise SourceError(f"{path}: not a whole torch file: {what}") from None
 
@@ -179,11 +166,10 @@ class ZipFile(TorchFile):
             raise PickleError(f"{name} is compressed, which torch.save never does")
         with _Window(self.path, self.start, self.size) as window:
             window.seek(info.header_offset)
-            header = window.read(_LOCAL_HEADER)
-        if len(header) != _LOCAL_HEADER or header[:4] != b"PK\x03\x04":
+            header = window.read(LOCAL_HEADER)
+        if len(header) != LOCAL_HEADER or header[:4] != b"PK\x03\x04":
             raise PickleError(f"{name}: its header is damaged")
-        name_length, extra_length = struct.unpack("<HH", header[26:30])
-        start: int = info.header_offset + _LOCAL_HEADER + name_length + extra_length
+        start = record_start(info, header)
         if start + info.file_size > self.size:
             raise PickleError(f"{name} is cut short")
         return self.start + start

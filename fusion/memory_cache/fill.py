@@ -24,6 +24,7 @@ from fusion.memory_cache.formats import FORMATS
 from fusion.memory_cache.listing import bad_blocks, caches, drop, shown_bytes
 from fusion.memory_cache.reader import Layout
 from fusion.memory_cache.store import DIGEST, DIGEST_TYPE, Block, Cache, digest_of
+from fusion.processor import padded
 
 Say = Callable[[str], None]
 SAY_EVERY = 30.0
@@ -69,10 +70,7 @@ class Filler:
         yield batch
 
     def _encode(self, batch: list[Sequence[int]]) -> bytes:
-        width = max(len(ids) for ids in batch)
-        ids = torch.tensor([[*row, *[self.pad] * (width - len(row))] for row in batch])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch])
-        ids, mask = ids.to(self.device), mask.to(self.device)
+        ids, mask = (tensor.to(self.device) for tensor in padded(batch, self.pad))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             states = self.part(ids, mask).states
         if self.layout.layers is not None:
