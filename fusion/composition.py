@@ -29,7 +29,7 @@ from fusion.parts import (
 from fusion.planning import Plan
 from fusion.processor import EncoderText, FusionProcessor, load_tokenizer
 from fusion.recipe import EncoderSpec, Recipe, SentencePieceSpec
-from fusion.registry import HOSTS, TOOLKITS
+from fusion.registry import GLUE, HOSTS, TOOLKITS
 from fusion.warmstart import plan as plan_part
 from fusion.warmstart import verify_total, warm_start
 
@@ -199,7 +199,7 @@ def _build(recipe: Recipe, host_config: PretrainedConfig) -> tuple[FusedModel, l
             "name": spec.key,
             "method": spec.method,
             "encoder": spec.encoder,
-            "sites": list(spec.sites),
+            "sites": list(spec.sites or GLUE.get(spec.method).default_sites),
             "options": spec.options,
         }
         for spec in recipe.glue

@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import inspect
 import random
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -28,15 +29,12 @@ from fusion.encoders.part import EncoderPart
 from fusion.errors import FusionError, ModelError, RecipeError
 from fusion.glue.base import Glue, Place
 from fusion.glue.mix import LayerMix
-from fusion.hosts.family import Family, family_of
-from fusion.hosts.select import select_sites
-from fusion.hosts.site import HostBranch, attach, detach
+from fusion.hosts.family import family_of
 from fusion.ledger import Ledger
-from fusion.memory import Memory
+from fusion.memory import Memory, joined
+from fusion.placement import Memories, Placed, Placement, place_of, seats_for, sites_of
 from fusion.registry import ENCODERS, GLUE
 from fusion.warmstart import parameters_on_meta
-
-Memories = dict[str, Memory]
 
 
 class FusedConfig(PretrainedConfig):  # type: ignore[misc]
@@ -117,24 +115,6 @@ class Clock:
         self.update, self.forward = update, 0
 
 
-@dataclass
-class _Reader:
-    """Mixes memory into one site: each glue there in turn, the first one nearest to the host."""
-
-    glue: list[tuple[Glue, str]]
-    board: Memories = field(default_factory=dict)
-
-    def __call__(self, x: Tensor, host: HostBranch) -> Tensor:
-        branch = host
-        for module, encoder in self.glue:
-            branch = _bind(module, x, branch, self.board[encoder])
-        return branch()
-
-
-def _bind(module: Glue, x: Tensor, host: HostBranch, memory: Memory) -> HostBranch:
-    return lambda: module(x, host, memory)
-
-
 class _EncodeAll(nn.Module):
     """What generation calls as the encoder: the host's encoder after the encoders' memories."""
 
@@ -146,18 +126,20 @@ class _EncodeAll(nn.Module):
         model: FusedModel = self.__dict__["model"]
         inputs, rest = model.split_inputs(kwargs)
         rest.pop("labels", None)
-        memories = model.memories(inputs)
+        memories = model.memories(inputs, rest.get("attention_mask"))
         for memory in memories.values():
             memory.reusable = True
-        model.show(memories)
-        output = model.host.get_encoder()(**rest)
-        return FusedEncoderOutput(
-            last_hidden_state=output.last_hidden_state,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-            memories=memories,
-            router_logits=getattr(output, "router_logits", None),
-        )
+        return model.encode(memories, rest)
+
+
+def _encoder_output(output: Any, memories: Memories) -> FusedEncoderOutput:
+    return FusedEncoderOutput(
+        last_hidden_state=output.last_hidden_state,
+        hidden_states=output.hidden_states,
+        attentions=output.attentions,
+        memories=memories,
+        router_logits=getattr(output, "router_logits", None),
+    )
 
 
 def blank_model(config: FusedConfig) -> FusedModel:
@@ -193,7 +175,7 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.mixes = nn.ModuleDict()
         self.glue = nn.ModuleDict()
         self.clock = Clock()
-        self._board: Memories = {}
+        self.placement = Placement()
         self._place_glue()
         if config.freeze_host:
             self.host.requires_grad_(False)
@@ -201,37 +183,52 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.ledger = Ledger()
 
     def _place_glue(self) -> None:
-        """Build every glue module, and let the host's sites read through them."""
-        sites = self.family.find_sites(self.host)
-        readers: dict[str, list[tuple[Glue, str]]] = {}
-        for name, encoder in self.encoder_parts.items():
+        """Build every glue module, and let the sites read through them."""
+        parts = self.encoder_parts
+        sites = sites_of(self.host, self.family, parts)
+        for name, encoder in parts.items():
             if encoder.layer == "mix":
                 self.mixes[name] = LayerMix(encoder.layers)
         for spec in self.config.glue:
+            read = _encoders_of(spec)
+            seats = seats_for(spec["sites"], sites, self.host, parts)
             placed = nn.ModuleDict()
-            for site in select_sites(spec["sites"], list(sites)):
-                place = self._place(site, spec["encoder"], self.family)
+            for index, (site, seat) in enumerate(seats.items()):
+                widths = tuple(parts[name].width for name in read)
+                place = place_of(site, seat, widths, self.host, self.family, parts)
+                layers = parts[read[0]].layers if read and parts[read[0]].stacked else 0
+                place = replace(place, index=index, count=len(seats), memory_layers=layers)
                 module = _build_glue(spec, place)
-                placed[site.replace(".", "_")] = module
-                readers.setdefault(site, []).append((module, spec["encoder"]))
+                self._check_memory(spec, module)
+                placed[site.replace(".", "_").replace(":", "__")] = module
+                rest = self.family.rest if site in sites else None
+                self.placement.add(Placed(site, module, read), seat, rest)
+                inside = re.split("[.:]", site, maxsplit=1)[0]
+                if inside in parts:
+                    parts[inside].glued = True
             self.glue[spec["name"]] = placed
-        self._readers = {site: _Reader(glue, self._board) for site, glue in readers.items()}
-        self._attach()
+        self.placement.attach()
+        sequence = self.placement.sequence
+        if sequence is not None and sequence.module.sequence == "replaced":
+            _freeze_only(self.host.get_encoder(), self.host.get_decoder())
 
-    def _attach(self) -> None:
-        sites = self.family.find_sites(self.host)
-        for site, reader in self._readers.items():
-            attach(sites[site], reader, self.family.rest)
-
-    def _place(self, site: str, encoder: str, family: Family) -> Place:
-        config = self.host.config
-        return Place(
-            site=site,
-            width=family.width(config, site),
-            heads=family.heads(config, site),
-            memory_width=self.encoder_parts[encoder].width,
-            eps=family.epsilon(config),
-        )
+    def _check_memory(self, spec: dict[str, Any], module: Glue) -> None:
+        read, here = _encoders_of(spec), f'glue "{spec["name"]}": {spec["method"]}'
+        known = ", ".join(self.encoder_parts) or "none"
+        if module.reads_memory and not read:
+            raise RecipeError(f"{here} needs encoder:, one of this recipe's: {known}")
+        if not module.reads_memory and read:
+            raise RecipeError(f"{here} reads no memory; remove encoder:")
+        inside = re.split("[.:]", module.place.site, maxsplit=1)[0]
+        if module.reads_memory and inside in self.encoder_parts:
+            raise RecipeError(f"{here} reads memory, which is not there inside an encoder yet")
+        if module.reads_layers:
+            if len(read) > 1:
+                raise RecipeError(f"{here} reads the layers of one encoder; found {len(read)}")
+            if not self.encoder_parts[read[0]].stacked:
+                raise RecipeError(
+                    f"{here} reads every layer: set encoders.{read[0]}.layer to all (or mix)"
+                )
 
     def train(self, mode: bool = True) -> FusedModel:
         """As `nn.Module.train`; frozen parts stay in eval mode."""
@@ -242,8 +239,7 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def remove_glue(self) -> PreTrainedModel:
         """Take all glue out and return the host, bit for bit what it would be alone."""
-        for module in self.family.find_sites(self.host).values():
-            detach(module)
+        self.placement.detach()
         return self.host
 
     @contextlib.contextmanager
@@ -253,7 +249,7 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         try:
             yield
         finally:
-            self._attach()
+            self.placement.attach()
 
     @property
     def glue_modules(self) -> dict[str, Glue]:
@@ -286,12 +282,12 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         mine = {key: value for key, value in kwargs.items() if key in own}
         return mine, {key: value for key, value in kwargs.items() if key not in own}
 
-    def memories(self, inputs: dict[str, Any]) -> Memories:
-        """Every encoder's memory of a batch.
+    def memories(self, inputs: dict[str, Any], source_mask: Tensor | None = None) -> Memories:
+        """Every encoder's memory of a batch, and of the encoders that glue reads together.
 
-        `{encoder}_memory` `[B, S, M]` (`[L, B, S, M]` for a mix) is taken in place of running the
-        encoder, which then needs no ids; beside `{encoder}_cached` `[B]` it is taken where that is
-        True, and the other sentences are encoded.
+        `{encoder}_memory` `[B, S, M]` (`[L, B, S, M]` for all layers) is taken in place of running
+        the encoder, which then needs no ids; beside `{encoder}_cached` `[B]` it is taken where that
+        is True, and the other sentences are encoded.
 
         Raises:
             FusionError: an encoder's ids are missing.
@@ -313,10 +309,41 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 raise FusionError(
                     f"{name}_input_ids is missing: encode the raw source text with FusionProcessor"
                 )
-            if name in self.mixes:
-                memory.states = self.mixes[name](memory.states)
+            if encoder.stacked:
+                memory.layers = memory.states
+                mixed = self.mixes[name](memory.states) if name in self.mixes else None
+                memory.states = memory.states[-1] if mixed is None else mixed
             found[name] = memory
+        for group in self.placement.joined():
+            found["+".join(group)] = joined([found[name] for name in group])
+        for memory in found.values():
+            memory.source_mask = source_mask
         return found
+
+    def encode(self, memories: Memories, inputs: dict[str, Any]) -> FusedEncoderOutput:
+        """Run the host's encoder with these memories shown, or what a glue puts in its place."""
+        self.show(memories)
+        sequence = self.placement.sequence
+        if sequence is not None and sequence.module.sequence == "replaced" and sequence.memory:
+            memory = memories[sequence.memory]
+            states = sequence.module(memory.states, lambda: memory.states, memory)
+            return FusedEncoderOutput(last_hidden_state=states, memories=memories)
+        return _encoder_output(self.host.get_encoder()(**inputs), memories)
+
+    def _attended(self, mask: Tensor | None, output: Any, memories: Memories) -> Tensor | None:
+        """The mask of what the decoder attends to, with beams adjacent."""
+        sequence = self.placement.sequence
+        if sequence is None or sequence.memory is None:
+            return mask
+        memory = memories[sequence.memory]
+        rows, sentences = output.last_hidden_state.shape[0], memory.states.shape[0]
+        source = memory.source_mask
+        if mask is not None:
+            source = mask[:: max(1, mask.shape[0] // sentences)]
+        if source is None:
+            raise FusionError("attention_mask is missing: glue changes what the decoder attends to")
+        attended = sequence.module.mask_of(source.bool(), memory)
+        return attended.long().repeat_interleave(rows // sentences, dim=0)
 
     def _given(self, states: Tensor, mask: Tensor | None) -> Memory:
         """States that were computed before; without a mask, none is padding."""
@@ -324,8 +351,8 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def show(self, memories: Memories) -> None:
         """Let the glue in the host's sites read these memories from now on."""
-        self._board.clear()
-        self._board.update(memories)
+        self.placement.board.clear()
+        self.placement.board.update(memories)
 
     def _draw(self) -> None:
         """Draw every random choice of this training step: by seed, update, pass and site."""
@@ -351,8 +378,15 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         inputs, rest = self.split_inputs(kwargs)
         if self.training:
             self._draw()
-        memories = getattr(encoder_outputs, "memories", None)
-        self.show(memories if memories is not None else self.memories(inputs))
+        memories: Memories | None = getattr(encoder_outputs, "memories", None)
+        if memories is None:
+            memories = self.memories(inputs, attention_mask)
+        self.show(memories)
+        if self.placement.sequence is not None:
+            if encoder_outputs is None:
+                source = {"input_ids": input_ids, "attention_mask": attention_mask}
+                encoder_outputs = self.encode(memories, source)
+            attention_mask = self._attended(attention_mask, encoder_outputs, memories)
         if labels is not None and decoder_input_ids is None and not self.family.shifts_labels:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         output: Seq2SeqLMOutput = self.host(
@@ -363,7 +397,22 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             labels=labels,
             **rest,
         )
+        if output.loss is not None:
+            output.loss = self.with_penalties(output.loss)
         return output
+
+    def with_penalties(self, loss: Tensor, share: float | Tensor = 1.0) -> Tensor:
+        """(1 - l) loss + l penalty, for every glue that has a loss term of its own.
+
+        Args:
+            share: what part of an update's target tokens this forward pass saw
+        """
+        for module in self.glue_modules.values():
+            if module.penalty is not None:
+                rate = module.penalty_weight
+                loss = (1 - rate) * loss + rate * share * module.penalty
+                module.penalty = None
+        return loss
 
     def get_encoder(self, *args: Any, **kwargs: Any) -> nn.Module:
         """What generation runs once per sentence: all encoders, then the host's."""
@@ -457,6 +506,20 @@ def _build_encoder(spec: dict[str, Any]) -> EncoderPart:
     )
 
 
+def _encoders_of(spec: dict[str, Any]) -> tuple[str, ...]:
+    """The encoders that a glue reads."""
+    read = spec["encoder"]
+    return (read,) if isinstance(read, str) else tuple(read or ())
+
+
+def _freeze_only(part: nn.Module, other: nn.Module) -> None:
+    """Freeze what one module has and the other has not."""
+    shared = {id(parameter) for parameter in other.parameters()}
+    for parameter in part.parameters():
+        if id(parameter) not in shared:
+            parameter.requires_grad_(False)
+
+
 def _build_glue(spec: dict[str, Any], place: Place) -> Glue:
     method = GLUE.get(spec["method"])
     allowed = [
@@ -472,7 +535,7 @@ def _build_glue(spec: dict[str, Any], place: Place) -> Glue:
             )
     try:
         module: Glue = method(place, **spec["options"])
-    except (TypeError, RecipeError) as error:
+    except (TypeError, FusionError) as error:
         raise RecipeError(f'glue "{spec["name"]}": {error}') from None
     return module
 

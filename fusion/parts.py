@@ -139,7 +139,7 @@ def parts_of_recipe(recipe: Recipe, model: FusedModel) -> list[Part]:
     for name, spec in recipe.encoders.items():
         source = open_source(_encoder_source(spec), spec.format)
         parts.append(_loaded_part(f"encoders.{name}.model.", source, spec))
-    if len(model.encoders):
+    if len(model.glue):
         init: dict[str, str] = {}
         for place, module in model.glue_modules.items():
             own = place.removeprefix("glue.")

@@ -130,8 +130,10 @@ class EncoderSpec(PartSpec):
     source: str = Field(description="directory, hub id or package:NAME/PATH")
     builder: str = Field(default="auto", description="name in the registry of encoders")
     freeze: bool = True
-    layer: int | Literal["mix"] = Field(
-        default=-1, description="hidden layer (0 = embeddings, -1 = last), or a learned mix of all"
+    layer: int | Literal["mix", "all"] = Field(
+        default=-1,
+        description="hidden layer (0 = embeddings, -1 = last); mix: a learned mix of all; all: for "
+        "glue that reads every layer",
     )
     overflow: Literal["error", "truncate", "windows"] = Field(
         default="error", description="sentences longer than the encoder's positions"
@@ -151,9 +153,11 @@ class GlueSpec(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     method: str
-    encoder: str
-    sites: list[str] = Field(
-        default=["encoder.*.self_attention", "decoder.*.cross_attention"], min_length=1
+    encoder: str | list[str] | None = Field(
+        default=None, description="whose memory it reads; several are read as one; most need one"
+    )
+    sites: list[str] | None = Field(
+        default=None, min_length=1, description="default: where the method is published to sit"
     )
     name: str | None = Field(default=None, description="name of its tensors; default: the method")
 
@@ -161,6 +165,12 @@ class GlueSpec(BaseModel):
     def options(self) -> dict[str, Any]:
         """The method's own options."""
         return dict(self.model_extra or {})
+
+    @property
+    def encoders(self) -> list[str]:
+        """The encoders whose memory it reads."""
+        named = [self.encoder] if isinstance(self.encoder, str) else self.encoder
+        return named or []
 
     @property
     def key(self) -> str:
@@ -729,7 +739,7 @@ def _unknown_names(recipe: Recipe) -> list[str]:
             )
         if encoder.source.startswith("recipe:"):
             problems.append(f"encoders.{name}.source: recipe: is for hosts only")
-    read = {glue.encoder for glue in recipe.glue}
+    read = {name for glue in recipe.glue for name in glue.encoders}
     for name in recipe.encoders:
         if read and name not in read and read <= set(recipe.encoders):
             problems.append(f"encoders.{name}: no glue reads it; remove it or add glue")
@@ -766,9 +776,10 @@ def _glue_problems(recipe: Recipe) -> list[str]:
         seen[glue.key] = index
         if not glue.key.isidentifier():
             problems.append(f'{here}.name: "{glue.key}" is not a plain name such as bert_fused')
-        if glue.encoder not in recipe.encoders:
-            has = ", ".join(recipe.encoders) or "none"
-            problems.append(f'{here}.encoder: no encoder "{glue.encoder}"; this recipe has: {has}')
+        for name in glue.encoders:
+            if name not in recipe.encoders:
+                has = ", ".join(recipe.encoders) or "none"
+                problems.append(f'{here}.encoder: no encoder "{name}"; this recipe has: {has}')
         if glue.method not in GLUE.names():
             problems.append(f'{here}.method: no glue "{glue.method}"{_near(glue.method, GLUE)}')
             continue

@@ -168,7 +168,7 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             reduction="sum",
         )
         items = num_items_in_batch if num_items_in_batch is not None else labels.ne(-100).sum()
-        loss = total / items
+        loss = fused.with_penalties(total / items, share=labels.ne(-100).sum() / items)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss

@@ -65,7 +65,7 @@ def test_a_valid_recipe_loads_with_its_defaults(tmp_path: Path) -> None:
     assert recipe.host.freeze is False
     assert recipe.glue[0].options == {"drop_net": 0.5}
     assert recipe.glue[0].key == "bert_fused"
-    assert recipe.glue[0].sites == ["encoder.*.self_attention", "decoder.*.cross_attention"]
+    assert recipe.glue[0].sites is None  # the method's own
     assert recipe.train.arguments == {"max_steps": 10}
     assert recipe.train.learning_rates.glue == 1e-3
 

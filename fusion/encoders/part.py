@@ -19,20 +19,20 @@ class EncoderPart(nn.Module):
 
     Args:
         model: any transformers encoder with `last_hidden_state` / `hidden_states`
-        layer: hidden layer (0 = embeddings, -1 = last), or "mix": all of them, stacked
+        layer: hidden layer (0 = embeddings, -1 = last), or "mix" or "all": all, stacked
         freeze: see above
         dropout: keep a frozen encoder's dropout on in training (as the BERT-fused paper's code did)
         limit: longest input in tokens; a longer one was cut into windows of exactly this length
             (the last one shorter), which are encoded one by one
 
-    Shapes: ids `[B, S]`, mask `[B, S]` -> states `[B, S, M]`, or `[L, B, S, M]` for "mix"
+    Shapes: ids `[B, S]`, mask `[B, S]` -> states `[B, S, M]`, or `[L, B, S, M]` for "mix" and "all"
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         *,
-        layer: int | Literal["mix"],
+        layer: int | Literal["mix", "all"],
         freeze: bool,
         dropout: bool,
         limit: int,
@@ -43,6 +43,7 @@ class EncoderPart(nn.Module):
         self.freeze = freeze
         self.dropout = dropout
         self.limit = limit
+        self.glued = False  # glue inside it is trained, so gradients pass even where it is frozen
         if freeze:
             model.requires_grad_(False)
             model.eval()
@@ -53,14 +54,24 @@ class EncoderPart(nn.Module):
         return self.model.config
 
     @property
+    def text_config(self) -> PretrainedConfig:
+        """The part of its config that describes the text encoder."""
+        return memory_config(self.config)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it gives all its hidden states."""
+        return self.layer in ("mix", "all")
+
+    @property
     def layers(self) -> int:
-        """Hidden states that a mix runs over: the embeddings and every layer."""
-        return int(memory_config(self.config).num_hidden_layers) + 1
+        """Its hidden states: the embeddings and every layer."""
+        return int(self.text_config.num_hidden_layers) + 1
 
     @property
     def width(self) -> int:
         """M, the memory's width."""
-        return int(memory_config(self.config).hidden_size)
+        return int(self.text_config.hidden_size)
 
     def train(self, mode: bool = True) -> EncoderPart:
         """As `nn.Module.train`, but a frozen encoder stays in eval mode."""
@@ -72,7 +83,7 @@ class EncoderPart(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Memory:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (self.glued or not self.freeze)):
             states = self._windows(input_ids, attention_mask)
         mask = attention_mask.bool()
         return Memory(states, None if bool(mask.all()) else mask)
@@ -99,7 +110,7 @@ class EncoderPart(nn.Module):
     def _encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         every = self.layer != -1
         output = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=every)
-        if self.layer == "mix":
+        if self.stacked:
             return torch.stack(output.hidden_states)
         states: Tensor = output.hidden_states[self.layer] if every else output.last_hidden_state
         return states

@@ -6,6 +6,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -17,11 +18,17 @@ class Place:
     """Where a glue module sits.
 
     Attributes:
-        site: the host's site, `encoder.0.self_attention`
-        width: D, the host's width
-        heads: the host's attention heads there
-        memory_width: M, the encoder's width
-        eps: the host's layer norm epsilon
+        site: the host's site, `encoder.0.self_attention`; `bert.3.output` in an encoder;
+            `host:model.encoder.layers.0.fc1` a module by its name
+        width: D, the width there (of what comes out, for a module by name)
+        heads: attention heads there
+        memory_width: M, the encoder's width; the sum of them where glue reads several; 0 for none
+        eps: layer norm epsilon of the host (or of the encoder, inside one)
+        norm: where the norm of the sublayer there is
+        dropout: the host's
+        inner: width of what comes in, for a module by name
+        index, count: this is site number `index` of the `count` that its glue has
+        memory_layers: L, the hidden states of the encoder, embeddings and all layers
     """
 
     site: str
@@ -29,16 +36,39 @@ class Place:
     heads: int
     memory_width: int
     eps: float = 1e-5
+    norm: Literal["pre", "post"] = "post"
+    dropout: float = 0.0
+    inner: int | None = None
+    index: int = 0
+    count: int = 1
+    memory_layers: int = 0
 
 
 class Glue(nn.Module, ABC):
-    """One method at one site. Keyword-only parameters of `__init__` are the recipe's options."""
+    """One method at one site. Keyword-only parameters of `__init__` are the recipe's options.
 
+    Attributes:
+        default_sites: where it sits if the recipe does not say
+        reads_memory: whether it needs `encoder:`
+        reads_layers: it reads `memory.layers`, so the encoder's `layer` must be `all` or `mix`
+        sequence: `prefix`: its output at `encoder.output` is longer than the host's; `replaced`:
+            the host's encoder is not run at all; `mask_of` then says what there is to attend to
+        may_drop: a training step may leave it out
+        penalty, penalty_weight: l and the loss term of this forward pass, for methods that have
+            one: the whole loss is (1 - l) NLL + l penalty
+    """
+
+    default_sites: tuple[str, ...] = ("encoder.*.self_attention", "decoder.*.cross_attention")
+    reads_memory = True
+    reads_layers = False
+    sequence: Literal["kept", "prefix", "replaced"] = "kept"
     may_drop = False
+    penalty_weight = 0.0
 
     def __init__(self, place: Place) -> None:
         super().__init__()
         self.place = place
+        self.penalty: Tensor | None = None
 
     @abstractmethod
     def forward(self, x: Tensor, host: Callable[[], Tensor], memory: Memory) -> Tensor:
@@ -52,6 +82,13 @@ class Glue(nn.Module, ABC):
         Returns:
             what the host drops out and adds to its residual `[B, T, D]`
         """
+
+    def mask_of(self, mask: Tensor, memory: Memory) -> Tensor:
+        """The mask of what the decoder attends to, where `sequence` is not `kept`.
+
+        Shapes: mask of the host's source `[B, T]` -> `[B, T']`; memory of B sentences
+        """
+        return mask
 
     def initial(self) -> dict[str, str]:
         """Own name pattern -> init rule, for tensors that do not start as `transformer`."""

@@ -106,6 +106,8 @@ def why_off(part: EncoderPart) -> str | None:
     """Why an encoder's memory cannot be cached; None: it can."""
     if not part.freeze:
         return "the encoder is trained (freeze: false), so its memory changes with every update"
+    if part.glued:
+        return "glue inside the encoder is trained, so its memory changes with every update"
     if part.dropout:
         return "the encoder's dropout is on (encoder_dropout: true), so no two memories are equal"
     return None
@@ -174,7 +176,7 @@ def _config_digest(part: EncoderPart) -> str:
 
 
 def _layers(part: EncoderPart) -> int | None:
-    return part.layers if part.layer == "mix" else None
+    return part.layers if part.stacked else None
 
 
 def _fill_one(

@@ -1,0 +1,207 @@
+"""Glue placed in a model: in the host's sites, in its encoders' layers, at modules by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fusion.encoders.part import EncoderPart
+from fusion.errors import RecipeError, SiteError
+from fusion.glue.base import Glue, Place
+from fusion.hosts.family import Family
+from fusion.hosts.select import select_sites
+from fusion.hosts.site import At, HostBranch, Seat, attach, detach
+from fusion.memory import Memory
+
+Memories = dict[str, Memory]
+NO_MEMORY = Memory(torch.empty(0, 0, 0), None)
+_LAYERS = re.compile(r"(.*\.)?(layers?|block|h|blocks|transformer_layers)")
+
+
+@dataclass
+class Reader:
+    """Mixes memory into one site: each glue there in turn, the first one nearest to the host.
+
+    Attributes:
+        glue: each module with the name of the memory that it reads; None: it reads none
+        board: the memories of this forward pass
+    """
+
+    board: Memories
+    glue: list[tuple[Glue, str | None]] = field(default_factory=list)
+
+    def __call__(self, x: Tensor, host: HostBranch) -> Tensor:
+        branch = host
+        for module, name in self.glue:
+            memory = NO_MEMORY if name is None else self.board[name]
+            branch = _bind(module, x, branch, memory)
+        return branch()
+
+
+def _bind(module: Glue, x: Tensor, host: HostBranch, memory: Memory) -> HostBranch:
+    return lambda: module(x, host, memory)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One glue module, its site, and the encoders whose memory it reads."""
+
+    site: str
+    module: Glue
+    encoders: tuple[str, ...]
+
+    @property
+    def memory(self) -> str | None:
+        """The name of the memory that it reads."""
+        return "+".join(self.encoders) or None
+
+
+def sites_of(
+    host: PreTrainedModel, family: Family, encoders: Mapping[str, EncoderPart]
+) -> dict[str, Seat]:
+    """Every site by name, in order: the host's, then `{encoder}.{i}.output` of every encoder."""
+    found = family.find_sites(host)
+    for name, part in encoders.items():
+        for number, layer in enumerate(encoder_layers(part.model)):
+            found[f"{name}.{number}.output"] = Seat(At("", x="output"), layer)
+    return found
+
+
+def encoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The Transformer layers of an encoder, in order; none where they are not in one list.
+
+    It is the longest list of modules under one of the names that transformers gives such lists.
+    """
+    lists = [
+        list(module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and _LAYERS.fullmatch(name)
+    ]
+    return max(lists, key=len, default=[])
+
+
+def seats_for(
+    patterns: list[str],
+    sites: dict[str, Seat],
+    host: PreTrainedModel,
+    encoders: Mapping[str, EncoderPart],
+) -> dict[str, Seat]:
+    """The seats that a glue's `sites` name.
+
+    `host:model.encoder.layers.*.fc1` and `bert:encoder.layer.*.output.dense` name modules of a part
+    as they are; everything else is a site.
+
+    Raises:
+        SiteError: a pattern names nothing; lists what there is.
+    """
+    found: dict[str, Seat] = {}
+    if plain := [pattern for pattern in patterns if ":" not in pattern]:
+        found |= {site: sites[site] for site in select_sites(plain, list(sites))}
+    for pattern in patterns:
+        part, colon, inner = pattern.partition(":")
+        if not colon:
+            continue
+        roots = {"host": host} | {name: encoder.model for name, encoder in encoders.items()}
+        if part not in roots:
+            raise SiteError(f'"{pattern}": no part "{part}"; this model has: {", ".join(roots)}')
+        modules = {name: module for name, module in roots[part].named_modules() if name}
+        for name in select_sites([inner], list(modules)):
+            found[f"{part}:{name}"] = Seat(At(name), modules[name])
+    return found
+
+
+def place_of(
+    site: str,
+    seat: Seat,
+    memory_widths: tuple[int, ...],
+    host: PreTrainedModel,
+    family: Family,
+    encoders: Mapping[str, EncoderPart],
+) -> Place:
+    """What a glue module at a site is told; `index` and `count` are filled in by the caller."""
+    part = re.split(r"[.:]", site, maxsplit=1)[0]
+    if part in encoders and part not in ("encoder", "decoder"):
+        config = encoders[part].text_config
+        width, heads = encoders[part].width, int(getattr(config, "num_attention_heads", 1) or 1)
+        norm, eps = "post", float(getattr(config, "layer_norm_eps", None) or 1e-5)
+    else:
+        config = host.config
+        width, heads = family.width(config, site), family.heads(config, site)
+        norm, eps = str(family.norm_at(config, site)), family.epsilon(config)
+    inner = None
+    if ":" in site:
+        if not isinstance(seat.module, nn.Linear):
+            raise SiteError(f"{site}: is a {type(seat.module).__name__}; a Linear is needed")
+        inner, width = seat.module.in_features, seat.module.out_features
+    return Place(
+        site=site,
+        width=width,
+        heads=heads,
+        memory_width=sum(memory_widths),
+        eps=eps,
+        norm="pre" if norm in ("pre", "both") else "post",
+        dropout=float(getattr(config, "dropout", None) or getattr(config, "dropout_rate", 0) or 0),
+        inner=inner,
+    )
+
+
+class Placement:
+    """All glue of a model in its place.
+
+    Attributes:
+        board: the memories that glue reads from now on
+    """
+
+    def __init__(self) -> None:
+        self.board: Memories = {}
+        self.placed: list[Placed] = []
+        self._attached = False
+        self._seats: dict[str, Seat] = {}
+        self._readers: dict[str, Reader] = {}
+        self._rest: dict[str, tuple[None, ...] | None] = {}
+
+    def add(self, placed: Placed, seat: Seat, rest: tuple[None, ...] | None) -> None:
+        """Let one more glue module read at a site; `attach` makes it so.
+
+        Raises:
+            RecipeError: glue that changes the sequence is not at encoder.output, or not alone.
+        """
+        self.placed.append(placed)
+        if placed.module.sequence != "kept":
+            if placed.site != "encoder.output":
+                raise RecipeError("sites: it changes the sequence; only encoder.output can be one")
+            if sum(one.module.sequence != "kept" for one in self.placed) > 1:
+                raise RecipeError("encoder.output: other glue changes the sequence already")
+        if placed.module.sequence == "replaced":
+            return
+        self._seats[placed.site] = seat
+        self._rest[placed.site] = rest
+        reader = self._readers.setdefault(placed.site, Reader(self.board))
+        reader.glue.append((placed.module, placed.memory))
+
+    def attach(self) -> None:
+        """Put every reader into its site."""
+        self._attached = True
+        for site, reader in self._readers.items():
+            attach(self._seats[site], reader, self._rest[site])
+
+    def detach(self) -> None:
+        """Take all glue out."""
+        self._attached = False
+        for seat in self._seats.values():
+            detach(seat)
+
+    def joined(self) -> Iterator[tuple[str, ...]]:
+        """The groups of encoders that one glue reads together."""
+        yield from {placed.encoders: None for placed in self.placed if len(placed.encoders) > 1}
+
+    @property
+    def sequence(self) -> Placed | None:
+        """The glue that gives the decoder another sequence than the host's encoder would."""
+        changing = [placed for placed in self.placed if placed.module.sequence != "kept"]
+        return changing[0] if changing and self._attached else None
