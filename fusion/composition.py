@@ -8,13 +8,15 @@ from typing import Any
 from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from fusion.blank import blank_model
 from fusion.checkpoints.directory import locate
 from fusion.encoders.auto import ONE_MEMORY, memory_config, position_limit
 from fusion.encoders.sentence_transformers import default_prompt
 from fusion.errors import RecipeError, SiteError, WarmStartError, nearest
-from fusion.hosts.family import family_of
+from fusion.glue.base import Glue
+from fusion.hosts.family import Family, family_of
 from fusion.ledger import Ledger
-from fusion.model import FusedConfig, FusedModel, blank_model
+from fusion.model import FusedConfig, FusedModel
 from fusion.parts import (
     Part,
     arguments_of,
@@ -28,7 +30,7 @@ from fusion.parts import (
 )
 from fusion.planning import Plan
 from fusion.processor import EncoderText, FusionProcessor, load_tokenizer
-from fusion.recipe import EncoderSpec, Recipe, SentencePieceSpec
+from fusion.recipe import EncoderSpec, GlueSpec, Recipe, SentencePieceSpec
 from fusion.registry import GLUE, HOSTS, TOOLKITS
 from fusion.warmstart import plan as plan_part
 from fusion.warmstart import verify_total, warm_start
@@ -169,7 +171,8 @@ def _host_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> P
             assert isinstance(spec, SentencePieceSpec)
             size, eos, pad = spec.vocab_size, 0, spec.vocab_size - 1
         ids = {"vocab_size": size, "pad_token_id": pad, "eos_token_id": eos}
-        ids |= {"decoder_start_token_id": ids[family.start], "forced_eos_token_id": eos}
+        if not family.causal:
+            ids |= {"decoder_start_token_id": ids[family.start], "forced_eos_token_id": eos}
         ids["bos_token_id"] = None
         known = family.fields()
         config = family.new_config({k: v for k, v in ids.items() if k in known} | options)
@@ -188,18 +191,16 @@ def _host_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 def _build(recipe: Recipe, host_config: PretrainedConfig) -> tuple[FusedModel, list[Part]]:
     """The model with its parameters on meta, and every part with its source."""
     try:
-        family_of(host_config)
+        _, model_family = family_of(host_config)
     except SiteError as error:
         raise RecipeError(f"host: {error}") from None
-    if not host_config.is_encoder_decoder:
-        raise RecipeError(f"host: {host_config.model_type} is no encoder-decoder model")
     specs = {name: _encoder_spec(name, spec) for name, spec in recipe.encoders.items()}
     glue = [
         {
             "name": spec.key,
             "method": spec.method,
             "encoder": spec.encoder,
-            "sites": list(spec.sites or GLUE.get(spec.method).default_sites),
+            "sites": spec.sites or _default_sites(spec, model_family),
             "options": spec.options,
         }
         for spec in recipe.glue
@@ -212,9 +213,19 @@ def _build(recipe: Recipe, host_config: PretrainedConfig) -> tuple[FusedModel, l
         freeze_host=recipe.host.freeze,
         attention=recipe.host.attention,
     )
+    if model_family.causal and recipe.host.prompt is None:
+        raise RecipeError(
+            f"host.prompt: {host_config.model_type} is a decoder-only model, which translates by a "
+            'prompt; for example "Translate to German: {source}\n"'
+        )
     model = blank_model(config)
     _check_limits(recipe, model)
     return model, parts_of_recipe(recipe, model)
+
+
+def _default_sites(spec: GlueSpec, family: Family) -> list[str]:
+    method: type[Glue] = GLUE.get(spec.method)
+    return list(method.causal_sites if family.causal else method.default_sites)
 
 
 def _encoder_spec(name: str, spec: EncoderSpec) -> dict[str, Any]:
@@ -271,6 +282,9 @@ def _generation_config(recipe: Recipe, model: FusedModel) -> GenerationConfig:
         if key not in known and not hasattr(base, key):
             raise RecipeError(f"generate.{key}: no such setting{nearest(key, known)}")
     base.update(**recipe.generate)
+    if base.pad_token_id is None:  # a language model without padding of its own
+        ends = base.eos_token_id
+        base.pad_token_id = ends[0] if isinstance(ends, list) else ends
     return base
 
 
@@ -286,4 +300,10 @@ def _processor(
             model.encoder_parts[name].limit = model.config.encoders[name]["limit"] = limit
         encoders[name] = EncoderText(own, limit, spec.overflow, default_prompt(locate(spec.source)))
     longest = model.family.source_positions(model.host)
-    return FusionProcessor(tokenizer, encoders, max_length=longest)
+    return FusionProcessor(
+        tokenizer,
+        encoders,
+        max_length=longest,
+        prompt=recipe.host.prompt,
+        causal=model.family.causal,
+    )

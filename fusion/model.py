@@ -20,7 +20,6 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
@@ -34,7 +33,6 @@ from fusion.ledger import Ledger
 from fusion.memory import Memory, joined
 from fusion.placement import Memories, Placed, Placement, place_of, seats_for, sites_of
 from fusion.registry import ENCODERS, GLUE
-from fusion.warmstart import parameters_on_meta
 
 
 class FusedConfig(PretrainedConfig):  # type: ignore[misc]
@@ -72,7 +70,7 @@ class FusedConfig(PretrainedConfig):  # type: ignore[misc]
         for key in (*copied, "vocab_size"):
             if key in self.host:
                 kwargs.setdefault(key, self.host[key])
-        kwargs["is_encoder_decoder"] = True
+        kwargs["is_encoder_decoder"] = not self.host or self.host_config.is_encoder_decoder
         kwargs["tie_word_embeddings"] = False  # the host ties its own
         super().__init__(**kwargs)
 
@@ -142,12 +140,6 @@ def _encoder_output(output: Any, memories: Memories) -> FusedEncoderOutput:
     )
 
 
-def blank_model(config: FusedConfig) -> FusedModel:
-    """A model with its parameters on meta, for a warm start; no initialisation is run in vain."""
-    with parameters_on_meta(), no_init_weights():
-        return FusedModel(config)
-
-
 class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """A host that reads encoders' memory through glue in its sites.
 
@@ -175,7 +167,7 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.mixes = nn.ModuleDict()
         self.glue = nn.ModuleDict()
         self.clock = Clock()
-        self.placement = Placement()
+        self.placement = Placement(self.family.causal)
         self._place_glue()
         if config.freeze_host:
             self.host.requires_grad_(False)
@@ -266,6 +258,11 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return {name: cast(EncoderPart, part) for name, part in self.encoders.items()}
 
     @property
+    def is_composite(self) -> bool:
+        """Whether there is anything beside the host."""
+        return bool(len(self.encoders) or len(self.glue))
+
+    @property
     def is_neutral(self) -> bool:
         """Whether all glue starts by leaving the host unchanged."""
         return all(module.neutral for module in self.glue_modules.values())
@@ -354,7 +351,7 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.placement.board.clear()
         self.placement.board.update(memories)
 
-    def _draw(self) -> None:
+    def draw(self) -> None:
         """Draw every random choice of this training step: by seed, update, pass and site."""
         for name, module in self.glue_modules.items():
             text = f"{self.config.seed}\0{self.clock.update}\0{self.clock.forward}\0{name}"
@@ -377,7 +374,7 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """
         inputs, rest = self.split_inputs(kwargs)
         if self.training:
-            self._draw()
+            self.draw()
         memories: Memories | None = getattr(encoder_outputs, "memories", None)
         if memories is None:
             memories = self.memories(inputs, attention_mask)

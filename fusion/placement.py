@@ -155,9 +155,13 @@ class Placement:
 
     Attributes:
         board: the memories that glue reads from now on
+
+    Args:
+        causal: the host is decoder-only: what goes before its source goes before its embeddings
     """
 
-    def __init__(self) -> None:
+    def __init__(self, causal: bool = False) -> None:
+        self._causal = causal
         self.board: Memories = {}
         self.placed: list[Placed] = []
         self._attached = False
@@ -172,13 +176,17 @@ class Placement:
             RecipeError: glue that changes the sequence is not at encoder.output, or not alone.
         """
         self.placed.append(placed)
-        if placed.module.sequence != "kept":
-            if placed.site != "encoder.output":
-                raise RecipeError("sites: it changes the sequence; only encoder.output can be one")
+        changes = placed.module.sequence != "kept"
+        if changes:
+            site = "decoder.embeddings" if self._causal else "encoder.output"
+            if placed.site != site:
+                raise RecipeError(f"sites: it changes the sequence; only {site} can be its site")
+            if self._causal and placed.module.sequence == "replaced":
+                raise RecipeError("a decoder-only host has no encoder to replace")
             if sum(one.module.sequence != "kept" for one in self.placed) > 1:
-                raise RecipeError("encoder.output: other glue changes the sequence already")
-        if placed.module.sequence == "replaced":
-            return
+                raise RecipeError(f"{site}: other glue changes the sequence already")
+        if placed.module.sequence == "replaced" or (self._causal and changes):
+            return  # the model itself runs it
         self._seats[placed.site] = seat
         self._rest[placed.site] = rest
         reader = self._readers.setdefault(placed.site, Reader(self.board))

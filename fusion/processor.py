@@ -88,6 +88,8 @@ class FusionProcessor:
 
     Args:
         max_length: positions of the host; None: no limit
+        prompt: what the host reads, with `{source}` where the source text goes
+        causal: the host is decoder-only: its target is the bare text with an end mark
     """
 
     def __init__(
@@ -96,8 +98,14 @@ class FusionProcessor:
         encoders: dict[str, EncoderText] | None = None,
         *,
         max_length: int | None = None,
+        prompt: str | None = None,
+        causal: bool = False,
     ) -> None:
+        if tokenizer.pad_token_id is None:  # a language model without padding of its own
+            tokenizer.pad_token = tokenizer.eos_token
         self.tokenizer = tokenizer
+        self.prompt = prompt
+        self.causal = causal
         self.encoders = encoders or {}
         self.max_length = max_length
 
@@ -116,7 +124,7 @@ class FusionProcessor:
         Raises:
             DataError: a text is longer than the host or an encoder reads.
         """
-        columns = {"input_ids": self.tokenizer(sources, verbose=False)["input_ids"]}
+        columns = {"input_ids": self._host_ids(sources)}
         for text, ids in zip(sources, columns["input_ids"], strict=True):
             if self.max_length is not None and len(ids) > self.max_length:
                 raise DataError(
@@ -124,6 +132,21 @@ class FusionProcessor:
                     f'split the sentence: "{text[:60]}..."'
                 )
         return columns | self._encoder_columns(sources)
+
+    def _host_ids(self, sources: list[str]) -> list[list[int]]:
+        if self.prompt is not None:
+            sources = [self.prompt.replace("{source}", source) for source in sources]
+        ids: list[list[int]] = self.tokenizer(sources, verbose=False)["input_ids"]
+        return ids
+
+    def _target_ids(self, targets: list[str]) -> list[list[int]]:
+        ids: list[list[int]]
+        if self.causal:
+            bare = self.tokenizer(targets, add_special_tokens=False, verbose=False)["input_ids"]
+            ids = [[*row, int(self.tokenizer.eos_token_id)] for row in bare]
+        else:
+            ids = self.tokenizer(text_target=targets, verbose=False)["input_ids"]
+        return ids
 
     def _encoder_columns(self, sources: list[str]) -> dict[str, list[list[int]]]:
         return {f"{n}_input_ids": e.encode(sources, n) for n, e in self.encoders.items()}
@@ -134,8 +157,8 @@ class FusionProcessor:
         Pairs longer than the host's positions are left to the filters of the training data.
         """
         columns = {
-            "input_ids": self.tokenizer(sources, verbose=False)["input_ids"],
-            "labels": self.tokenizer(text_target=targets, verbose=False)["input_ids"],
+            "input_ids": self._host_ids(sources),
+            "labels": self._target_ids(targets),
         }
         return columns | self._encoder_columns(sources)
 
@@ -193,6 +216,8 @@ class FusionProcessor:
             encoder.tokenizer.save_pretrained(directory / "encoders" / name)
         settings = {
             "max_length": self.max_length,
+            "prompt": self.prompt,
+            "causal": self.causal,
             "host": host,
             "encoders": {
                 name: {"limit": e.limit, "overflow": e.overflow, "prompt": e.prompt}
@@ -218,7 +243,13 @@ class FusionProcessor:
             for name, spec in settings["encoders"].items()
         }
         tokenizer = load_tokenizer(directory / settings["host"])
-        return cls(tokenizer, encoders, max_length=settings.get("max_length"))
+        return cls(
+            tokenizer,
+            encoders,
+            max_length=settings.get("max_length"),
+            prompt=settings.get("prompt"),
+            causal=settings.get("causal", False),
+        )
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

@@ -69,8 +69,8 @@ class RuleSpec(Strict):
     )
 
 
-class PartSpec(Strict):
-    """What host and encoders have in common: where their tensors come from."""
+class SourceSpec(BaseModel):
+    """Where tensors come from."""
 
     source: str | None = Field(
         default=None,
@@ -82,7 +82,6 @@ class PartSpec(Strict):
         description="of the source: a name in the registry of sources; fairseq, opennmt, ... for "
         "a host of another toolkit; by default the content decides",
     )
-    freeze: bool = False
     rules: dict[str, str | RuleSpec] = Field(
         default_factory=dict, description="target name pattern <- source name pattern"
     )
@@ -93,6 +92,12 @@ class PartSpec(Strict):
     ignore: dict[str, str] = Field(
         default_factory=dict, description="source name pattern not to load: the reason"
     )
+
+
+class PartSpec(Strict, SourceSpec):
+    """What host and encoders have in common."""
+
+    freeze: bool = False
 
 
 class HostSpec(PartSpec):
@@ -106,6 +111,11 @@ class HostSpec(PartSpec):
         default=None,
         description="transformers' attention implementation; on a CPU, eager trains fastest",
     )
+    prompt: str | None = Field(
+        default=None,
+        description="what the host reads, with {source} where the source text goes; decoder-only "
+        "hosts need one",
+    )
     tokenizer: str | SentencePieceSpec | None = Field(
         default=None,
         description="directory or hub id; or how to train SentencePiece; default: the source's",
@@ -113,6 +123,8 @@ class HostSpec(PartSpec):
 
     @model_validator(mode="after")
     def _one_origin(self) -> HostSpec:
+        if self.prompt is not None and "{source}" not in self.prompt:
+            raise ValueError("prompt needs {source} where the source text goes")
         if (self.source is None) == (self.new is None):
             raise ValueError("say either source (a checkpoint) or new (a config), one of the two")
         if self.new is not None and not isinstance(self.new.get("family"), str):
@@ -128,6 +140,10 @@ class EncoderSpec(PartSpec):
     """A pretrained encoder whose memory the glue reads."""
 
     source: str = Field(description="directory, hub id or package:NAME/PATH")
+    config: str | None = Field(
+        default=None,
+        description="directory or hub id with config and tokenizer, where the source is weights",
+    )
     builder: str = Field(default="auto", description="name in the registry of encoders")
     freeze: bool = True
     layer: int | Literal["mix", "all"] = Field(
@@ -146,9 +162,22 @@ class EncoderSpec(PartSpec):
         description="keep the frozen encoder's dropout on in training, as the paper's code",
     )
 
+    @model_validator(mode="after")
+    def _has_config(self) -> EncoderSpec:
+        if self.format in TOOLKITS and self.config is None:
+            raise ValueError(
+                f"an encoder of {self.format} needs config: a directory with config.json and "
+                "the tokenizer"
+            )
+        return self
 
-class GlueSpec(BaseModel):
-    """One glue method at some sites; further keys are the method's own options."""
+
+class GlueSpec(SourceSpec):
+    """One glue method at some sites; further keys are the method's own options.
+
+    With a source, its tensors are loaded like any part's, under the names that they have below
+    `glue.NAME.`; of a bert-nmt file, sites and options are the file's unless said otherwise.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -160,6 +189,16 @@ class GlueSpec(BaseModel):
         default=None, min_length=1, description="default: where the method is published to sit"
     )
     name: str | None = Field(default=None, description="name of its tensors; default: the method")
+
+    @model_validator(mode="after")
+    def _from_somewhere(self) -> GlueSpec:
+        if self.source is None and (self.format or self.rules or self.new_tensors or self.ignore):
+            raise ValueError(
+                "format, rules, new_tensors and ignore are about source, which is not said"
+            )
+        if self.format in TOOLKITS and self.format != "bert-nmt":
+            raise ValueError(f"a file of {self.format} has no glue; bert-nmt's have")
+        return self
 
     @property
     def options(self) -> dict[str, Any]:
@@ -546,6 +585,11 @@ def _anchor(
             name: _anchor_part(part, folder) if isinstance(part, dict) else part
             for name, part in raw["encoders"].items()
         }
+    if isinstance(raw.get("glue"), list):
+        raw["glue"] = [
+            _anchor_part(part, folder, ("source",)) if isinstance(part, dict) else part
+            for part in raw["glue"]
+        ]
     if isinstance(raw.get("data"), dict):
         data, below = dict(raw["data"]), _mapping(_mapping(base).get("data"))
         for key in ("train", "dev"):
@@ -569,9 +613,11 @@ def _absolute(path: str, folder: Path) -> str:
     return str((folder / os.path.expanduser(path)).resolve())
 
 
-def _anchor_part(part: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _anchor_part(
+    part: dict[str, Any], folder: Path, keys: tuple[str, ...] = ("source", "tokenizer", "config")
+) -> dict[str, Any]:
     part = dict(part)
-    for key in ("source", "tokenizer"):
+    for key in keys:
         if isinstance(part.get(key), str):
             part[key] = _anchor_source(part[key], folder)
     if isinstance(part.get("rules"), dict):
@@ -718,8 +764,10 @@ def _fields_at(location: list[int | str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _encoder_parts(recipe: Recipe) -> list[tuple[str, PartSpec]]:
-    return [(f"encoders.{name}", spec) for name, spec in recipe.encoders.items()]
+def _loaded_parts(recipe: Recipe) -> list[tuple[str, SourceSpec]]:
+    encoders = [(f"encoders.{name}", spec) for name, spec in recipe.encoders.items()]
+    glue = [(f"glue[{place}]", spec) for place, spec in enumerate(recipe.glue)]
+    return [("host", recipe.host), *encoders, *glue]
 
 
 def _unknown_names(recipe: Recipe) -> list[str]:
@@ -737,15 +785,15 @@ def _unknown_names(recipe: Recipe) -> list[str]:
                 f'encoders.{name}.builder: no encoder "{encoder.builder}"'
                 f"{_near(encoder.builder, ENCODERS)}"
             )
-        if encoder.source.startswith("recipe:"):
-            problems.append(f"encoders.{name}.source: recipe: is for hosts only")
     read = {name for glue in recipe.glue for name in glue.encoders}
     for name in recipe.encoders:
         if read and name not in read and read <= set(recipe.encoders):
             problems.append(f"encoders.{name}: no glue reads it; remove it or add glue")
     if recipe.encoders and not recipe.glue:
         problems.append("glue: is missing: the encoders' memory would go nowhere")
-    for where, part in [("host", recipe.host), *_encoder_parts(recipe)]:
+    for where, part in _loaded_parts(recipe):
+        if where != "host" and (part.source or "").startswith("recipe:"):
+            problems.append(f"{where}.source: recipe: is for hosts only")
         if part.format is not None and part.format not in SOURCES.names():
             near = _near(part.format, SOURCES)
             problems.append(f'{where}.format: no source "{part.format}"{near}')

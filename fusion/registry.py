@@ -172,6 +172,13 @@ HOSTS: Registry[Any] = Registry(
             *("t5gemma2", "seamless_m4t", "seamless_m4t_v2", "encoder-decoder"),
         )
     }
+    | {
+        name: f"fusion.hosts.causal_families:{name.upper()}"
+        for name in (
+            *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"),
+            *("olmo2", "smollm3", "granite", "gpt2", "gpt_neox", "opt"),
+        )
+    }
     | {"fusion_transformer": "fusion.hosts.transformer:TRANSFORMER"},
 )
 ENCODERS: Registry[Any] = Registry("encoders", {"auto": "fusion.encoders.auto:build_auto_encoder"})

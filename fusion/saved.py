@@ -25,12 +25,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
 
+from fusion.blank import blank_model
 from fusion.checkpoints.directory import open_source
 from fusion.checkpoints.safetensors import open_safetensors
 from fusion.checkpoints.source import Source, TensorInfo, tensor_digest
 from fusion.errors import FusionError, LedgerError, ModelError, SourceError, nearest
 from fusion.ledger import Entry, Ledger, Origin
-from fusion.model import FusedConfig, FusedModel, blank_model
+from fusion.model import FusedConfig, FusedModel
 from fusion.operations import Operation, parse, run
 from fusion.processor import FusionProcessor
 from fusion.warmstart import warm_start
@@ -41,7 +42,7 @@ SAVED = (Origin.LOADED, Origin.INITIALISED)
 
 def host_folder(model: FusedModel) -> str:
     """Where the host lies in a saved model."""
-    return "host" if len(model.encoders) else "."
+    return "host" if model.is_composite else "."
 
 
 def parts_of(model: FusedModel) -> dict[str, str]:
@@ -82,7 +83,7 @@ def save_model(
         digests = write_weights(model, state, temporary, left_out)
         ledger = model.ledger.with_saved_digests(digests)
         (temporary / "ledger.json").write_text(ledger.to_json(), encoding="utf-8")
-        if len(model.encoders):
+        if model.is_composite:
             model.config.save_pretrained(temporary)
         model.generation_config.save_pretrained(temporary)
         _swap(temporary, directory)
@@ -253,7 +254,7 @@ def part_sources(
             sources[prefix] = MadeAgain(ledger, prefix, moved.get(_part_name(prefix)))
         else:
             sources[prefix] = open_source(directory / folder)
-    if len(model.encoders):
+    if model.is_composite:
         sources[""] = open_safetensors(directory / GLUE_FILE)
     return sources
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fusion.blank import blank_model
 from fusion.checkpoints.directory import open_source
 from fusion.checkpoints.source import Source, tensor_digest
 from fusion.errors import LedgerError, SourceError
 from fusion.ledger import Entry, Ledger
-from fusion.model import blank_model
 from fusion.saved import (
     MadeAgain,
     changed,

@@ -49,6 +49,7 @@ class Glue(nn.Module, ABC):
 
     Attributes:
         default_sites: where it sits if the recipe does not say
+        causal_sites: likewise, in a decoder-only host
         reads_memory: whether it needs `encoder:`
         reads_layers: it reads `memory.layers`, so the encoder's `layer` must be `all` or `mix`
         sequence: `prefix`: its output at `encoder.output` is longer than the host's; `replaced`:
@@ -59,6 +60,7 @@ class Glue(nn.Module, ABC):
     """
 
     default_sites: tuple[str, ...] = ("encoder.*.self_attention", "decoder.*.cross_attention")
+    causal_sites: tuple[str, ...] = ("decoder.*.self_attention",)
     reads_memory = True
     reads_layers = False
     sequence: Literal["kept", "prefix", "replaced"] = "kept"

@@ -41,6 +41,7 @@ class Family:
         shifts_labels: the model makes the decoder's inputs from the labels by itself
         rest: what an attention module returns beside its output when the host's own branch is not
             computed; None where the host needs it computed
+        causal: a decoder-only language model, which translates by a prompt
     """
 
     model_class: str
@@ -55,6 +56,7 @@ class Family:
     start: Literal["pad_token_id", "eos_token_id"] = "pad_token_id"
     shifts_labels: bool = True
     rest: tuple[None, ...] | None = None
+    causal: bool = False
 
     @property
     def architecture(self) -> type[PreTrainedModel]:
@@ -126,7 +128,7 @@ class Family:
         return float(next((value for value in found if value is not None), 1e-5))
 
     def source_positions(self, host: PreTrainedModel) -> int | None:
-        """The longest source in tokens; None: no limit.
+        """The longest source in tokens; None: no limit. A prompt leaves half for the translation.
 
         RoBERTa and ProphetNet count positions from the padding index on, which costs them that
         many of their table's rows.
@@ -134,6 +136,8 @@ class Family:
         if self.positions is None:
             return None
         size = int(_field(host.config, self.positions))
+        if self.causal:
+            return size // 2
         for name, module in host.get_encoder().named_modules():
             if name.rpartition(".")[2] == "position_embeddings":
                 padding = getattr(module, "padding_idx", None)
