@@ -71,6 +71,13 @@ def _git(*arguments: str) -> str:
     ).stdout.strip()
 
 
+def peak_mib() -> float:
+    """The largest that this process has been; what it was forked from does not count."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+
+
 def run_side(module: str, *arguments: str) -> dict[str, Any]:
     """Run one side in a process of its own; it prints one JSON line last.
 

@@ -66,9 +66,25 @@ def plan(
     diff: Annotated[
         Path | None, typer.Option(help="another recipe, or a plan's JSON: show what differs")
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="what a corpus costs: recipe, multi30k, iwslt14, wmt14, or pairs such as 100M"
+        ),
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="cpu2, cpu16, t4, a100, h100, ...; here: measure this one")
+    ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="the memory with and without each saving")
+    ] = False,
+    fit: Annotated[
+        str | None, typer.Option(help="propose settings that need at most so much memory: 16GB")
+    ] = None,
 ) -> None:
-    """Say where every tensor will come from; reads configs and headers, no weights."""
+    """Say where every tensor will come from, and the memory; reads configs and headers only."""
     loaded = load_recipe(recipe, overrides)
+    limit = None if fit is None else byte_size(fit, "--fit")
     from fusion import composition
     from fusion.lock import differences, write_lock
 
@@ -77,10 +93,20 @@ def plan(
     if diff is not None:
         for line in differences(_other_plan(diff), content) or ["the plans are the same"]:
             out.print(line, highlight=False, markup=False)
-    elif as_json:
-        print(json.dumps(content, indent=2))
     else:
-        _print_plan(planned)
+        from fusion.estimates.report import Asked, report
+
+        found = report(
+            lambda more: load_recipe(recipe, [*(overrides or []), *more]),
+            Asked(data, hardware, memory, limit),
+        )
+        if as_json:
+            print(json.dumps(content | found.to_json(), indent=2))
+        else:
+            _print_plan(planned)
+            found.show(out)
+        if found.fit is not None and not found.fit.fits:
+            raise FusionError(found.fit.says_no)
     if planned.problems:
         raise FusionError("\n".join(planned.problems))
     if lock:
@@ -94,8 +120,9 @@ def _other_plan(file: Path) -> Any:
 
         return asdict(composition.plan(load_recipe(file)))
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {key: content[key] for key in ("name", "parts", "problems", "notes")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise FusionError(f"{file}: not a plan in JSON: {error}") from None
 
 
@@ -274,17 +301,38 @@ def export(
 
 @keymap.command()
 def suggest(
-    target: Annotated[str, typer.Argument(help="a directory with config.json, or a checkpoint")],
-    source: Annotated[str, typer.Argument(help="the checkpoint that is to be loaded")],
+    target: Annotated[
+        str, typer.Argument(help="a recipe, a directory with config.json, or a checkpoint")
+    ],
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="the checkpoint that is to be loaded; default: the one of the recipe's part"
+        ),
+    ] = None,
     source_format: Annotated[
         str | None, typer.Option("--format", help="of the source; by default its content decides")
     ] = None,
+    part: Annotated[
+        str, typer.Option(help="of the recipe: host, an encoder's or a glue's name")
+    ] = "host",
 ) -> None:
     """Propose rules, to be read and pasted into a recipe; nothing is applied."""
+    is_recipe = Path(target).suffix in (".yaml", ".yml")
+    if source is None and not is_recipe:
+        raise FusionError("keymap suggest: say the checkpoint too: keymap suggest TARGET SOURCE")
+    recipe = load_recipe(target) if is_recipe else None
     from fusion.checkpoints.directory import open_source
     from fusion.proposals import propose
+    from fusion.suggest import suggest_for
 
-    print(propose(target, open_source(source, source_format)).to_yaml(), end="")
+    opened = open_source(source, source_format) if source is not None else None
+    if recipe is not None:
+        text = suggest_for(recipe, part, opened).to_yaml()
+    else:
+        assert opened is not None
+        text = propose(target, opened).to_yaml()
+    print(text, end="")
 
 
 @app.command(name="list")
@@ -439,15 +487,13 @@ def _print_plan(planned: RecipePlan) -> None:
         table.add_row(count, *(str(part.tensors.get(count, 0)) for part in planned.parts))
     for key in ("trainable", "frozen"):
         table.add_row(key, *(f"{getattr(part, key):,}" for part in planned.parts))
-    memory = (f"{part.memory_bytes / 2**20:,.0f} MiB" for part in planned.parts)
-    table.add_row("memory", *memory)
     out.print(table)
     for part in planned.parts:
         for name, reason in part.ignored.items():
             out.print(f"left out of {part.name}: {name}: {reason}", highlight=False)
     for note in planned.notes:
         out.print(f"note: {note}", highlight=False)
-    out.print("digest: of names, shapes and dtypes; memory: weights, gradients and Adam, fp32")
+    out.print("digest: of names, shapes and dtypes")
 
 
 def _ledger_table(ledger: Ledger) -> Table:

@@ -23,6 +23,7 @@ from fusion.parts import (
     check_vocabulary,
     encoder_directory,
     foreign_host,
+    glue_specs,
     host_directory,
     parts_of_recipe,
     read_config,
@@ -114,6 +115,8 @@ def plan(recipe: Recipe) -> RecipePlan:
     notes: list[str] = []
     if untrained_host(recipe) is not None:
         notes.append(f"host: {recipe.host.source} has no output yet; it is trained first")
+    if (foreign := foreign_host(recipe)) is not None:
+        notes += [f"host: {note}" for note in foreign.notes]
     model, parts = recipe_parts(recipe)
     rows: list[PartPlan] = []
     problems: list[str] = []
@@ -137,7 +140,7 @@ def recipe_parts(recipe: Recipe) -> tuple[FusedModel, list[Part]]:
 
 def _row(part: Part, module: nn.Module, decided: Plan) -> PartPlan:
     trainable, frozen = decided.ledger.parameters()
-    inner = module if part.prefix != "glue." else None
+    inner = module if not part.prefix.startswith("glue.") else None
     return PartPlan(
         name=part.prefix.rstrip("."),
         module_class=type(inner).__name__ if inner is not None else "Glue",
@@ -203,7 +206,7 @@ def _build(recipe: Recipe, host_config: PretrainedConfig) -> tuple[FusedModel, l
             "sites": spec.sites or _default_sites(spec, model_family),
             "options": spec.options,
         }
-        for spec in recipe.glue
+        for spec in glue_specs(recipe)
     ]
     config = FusedConfig(
         host=host_config.to_dict(),

@@ -6,7 +6,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -355,10 +355,10 @@ def _blame(processor: PairEncoder, rows: dict[str, list[str]], indices: list[int
 class TokenBatchSampler(Sampler[list[int]]):
     """Batches whose sentences x longest length stay within a budget; the same on every rank.
 
-    Pairs are sorted by length and cut into batches once; every epoch then shuffles pairs of equal
-    lengths among themselves and the order of the batches, by (seed, epoch). So the number of
-    batches never changes, and a resumed run skips exactly what was done. It is made a multiple of
-    ranks x accumulation by repeating the first batches of the epoch.
+    Pairs are put into batches once, by `_batches_of`; every epoch then exchanges pairs of equal
+    lengths and shuffles the order of the batches, by (seed, epoch). So the number of batches never
+    changes, and a resumed run skips exactly what was done. It is made a multiple of ranks x
+    accumulation by repeating the first batches of the epoch.
 
     Args:
         lengths: per pair, the lengths that count (host source, target, each encoder)
@@ -390,19 +390,9 @@ class TokenBatchSampler(Sampler[list[int]]):
                     f"data.batch_tokens: {batch_tokens}, but pair {index + 1} has {max(row)} "
                     "tokens; raise it or lower data.filters.max_length"
                 )
-        self._order = _serpentine(range(len(self.lengths)), [(max(r), *r) for r in self.lengths])
-        self._cuts = self._cut(batch_tokens)
+        self._batches = _batches_of(self.lengths, batch_tokens)
         multiple = world_size * accumulation
-        self._total = -(-len(self._cuts) // multiple) * multiple
-
-    def _cut(self, budget: int) -> list[tuple[int, int]]:
-        cuts, start, longest = [], 0, 0
-        for position, index in enumerate(self._order):
-            longest = max(longest, *self.lengths[index])
-            if (position - start + 1) * longest > budget:
-                cuts.append((start, position))
-                start, longest = position, max(self.lengths[index])
-        return [*cuts, (start, len(self._order))]
+        self._total = -(-len(self._batches) // multiple) * multiple
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's shuffle."""
@@ -412,22 +402,19 @@ class TokenBatchSampler(Sampler[list[int]]):
         return self._total // self.world_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = self._batches()
+        batches = self._shuffled() if self.shuffle else self._batches
         repeats = -(-self._total // len(batches))
         return iter((batches * repeats)[: self._total][self.rank :: self.world_size])
 
-    def _batches(self) -> list[list[int]]:
-        order = self._order
+    def _shuffled(self) -> list[list[int]]:
         rng = Random(f"{self.seed}:{self.epoch}")
-        if self.shuffle:
-            order = []
-            for _, equal in groupby(self._order, key=lambda index: self.lengths[index]):
-                run = list(equal)
-                rng.shuffle(run)
-                order += run
-        batches = [order[start:end] for start, end in self._cuts]
-        if self.shuffle:
-            rng.shuffle(batches)
+        equal: dict[tuple[int, ...], list[int]] = {}
+        for index, row in enumerate(self.lengths):
+            equal.setdefault(row, []).append(index)
+        for indices in equal.values():
+            rng.shuffle(indices)
+        batches = [[equal[self.lengths[index]].pop() for index in one] for one in self._batches]
+        rng.shuffle(batches)
         return batches
 
     @property
@@ -435,23 +422,43 @@ class TokenBatchSampler(Sampler[list[int]]):
         """Share of positions that hold padding, over all columns, 0 to 1."""
         real = sum(sum(row) for row in self.lengths)
         padded = 0
-        for start, end in self._cuts:
-            rows = [self.lengths[index] for index in self._order[start:end]]
+        for batch in self._batches:
+            rows = [self.lengths[index] for index in batch]
             padded += len(rows) * sum(max(column) for column in zip(*rows, strict=True))
         return 1 - real / padded
 
 
-def _serpentine(indices: Iterable[int], keys: list[tuple[int, ...]], level: int = 0) -> list[int]:
-    """Sort by the keys, up and down in turn, so that neighbours differ little in every key.
+BUCKET = 6  # batches
 
-    In a plain sort the second key falls from its largest to its smallest value wherever the first
-    one rises, and a batch across that border is mostly padding.
+
+def _batches_of(lengths: list[tuple[int, ...]], budget: int) -> list[list[int]]:
+    """Pairs that are alike in every length, in batches within the budget.
+
+    Pairs are sorted by their longest side, neighbouring lengths are taken together until they fill
+    some batches, and these are cut out by halving, each time across the length that would be
+    padded most. A plain sort gives batches that are alike in its first key only.
     """
-    if level == len(keys[0]):
-        return list(indices)
-    order: list[int] = []
-    ranked = sorted(indices, key=lambda index: keys[index][level])
-    for turn, (_, group) in enumerate(groupby(ranked, key=lambda index: keys[index][level])):
-        inner = _serpentine(group, keys, level + 1)
-        order += inner[::-1] if turn % 2 else inner
-    return order
+    longest = [max(row) for row in lengths]
+    order = sorted(range(len(lengths)), key=lambda index: longest[index])
+    batches: list[list[int]] = []
+    bucket: list[int] = []
+    for length, group in groupby(order, key=lambda index: longest[index]):
+        bucket += group
+        size = budget // length
+        if len(bucket) >= BUCKET * size or bucket[-1] == order[-1]:
+            batches += _halved(bucket, -(-len(bucket) // size), lengths)
+            bucket = []
+    return batches
+
+
+def _halved(indices: list[int], parts: int, lengths: list[tuple[int, ...]]) -> list[list[int]]:
+    """Cut into parts of equal size, alike in their lengths."""
+    if parts == 1:
+        return [indices]
+    columns = zip(*(lengths[index] for index in indices), strict=True)
+    padding = [len(indices) * max(column) - sum(column) for column in columns]
+    worst = padding.index(max(padding))
+    ranked = sorted(indices, key=lambda index: (lengths[index][worst], lengths[index], index))
+    first = parts // 2
+    cut = len(ranked) * first // parts
+    return _halved(ranked[:cut], first, lengths) + _halved(ranked[cut:], parts - first, lengths)

@@ -27,6 +27,21 @@ class Memory:
     projected: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     layers: Tensor | None = None
     source_mask: Tensor | None = None
+    _cast: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def hidden(self) -> Tensor | None:
+        """What attention may not see `[B, 1, 1, S]`, True at padding."""
+        return None if self.mask is None else ~self.mask[:, None, None, :]
+
+    def in_type(self, dtype: torch.dtype) -> Tensor:
+        """The states as modules of a type read them: under autocast, in its type; cast once."""
+        kind = self.states.device.type
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        if self._cast is None or self._cast[0] is not self.states or self._cast[1].dtype != dtype:
+            self._cast = self.states, self.states.to(dtype)
+        return self._cast[1]
 
 
 def joined(memories: list[Memory]) -> Memory:

@@ -24,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
 import fusion.hosts.transformer  # noqa: F401  registers its config
+from fusion.beams import is_first_step, keep_sentences_in_place, once_per_sentence
 from fusion.encoders.part import EncoderPart
 from fusion.errors import FusionError, ModelError, RecipeError
 from fusion.glue.base import Glue, Place
@@ -343,14 +344,22 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return attended.long().repeat_interleave(rows // sentences, dim=0)
 
     def _given(self, states: Tensor, mask: Tensor | None) -> Memory:
-        """States that were computed before; without a mask, none is padding."""
-        return Memory(states.to(self.dtype), None if mask is None else mask.bool())
+        """States that were computed before; without a mask, none is padding.
+
+        Under autocast they get the type that projections read them in, and skip fp32; a mix of
+        layers is taken in fp32.
+        """
+        kind, dtype = states.device.type, self.dtype
+        if states.dim() == 3 and torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        return Memory(states.to(dtype), None if mask is None else mask.bool())
 
     def show(self, memories: Memories) -> None:
         """Let the glue in the host's sites read these memories from now on."""
         self.placement.board.clear()
         self.placement.board.update(memories)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def draw(self) -> None:
         """Draw every random choice of this training step: by seed, update, pass and site."""
         for name, module in self.glue_modules.items():
@@ -370,6 +379,8 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     ) -> Seq2SeqLMOutput:
         """As the host's forward, with the encoders' inputs in `kwargs`.
 
+        In training without labels, the loss is that of the penalties alone, where glue has any.
+
         Shapes: input_ids `[B, T]`, labels `[B, U]` -> logits `[B, U, V]`
         """
         inputs, rest = self.split_inputs(kwargs)
@@ -380,36 +391,66 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             memories = self.memories(inputs, attention_mask)
         self.show(memories)
         if self.placement.sequence is not None:
+            if attention_mask is None and input_ids is not None:
+                attention_mask = torch.ones_like(input_ids)
             if encoder_outputs is None:
                 source = {"input_ids": input_ids, "attention_mask": attention_mask}
                 encoder_outputs = self.encode(memories, source)
             attention_mask = self._attended(attention_mask, encoder_outputs, memories)
         if labels is not None and decoder_input_ids is None and not self.family.shifts_labels:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        output: Seq2SeqLMOutput = self.host(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            decoder_input_ids=decoder_input_ids,
-            encoder_outputs=encoder_outputs,
-            labels=labels,
-            **rest,
-        )
+        with self._beams_together(encoder_outputs, memories, rest):
+            output: Seq2SeqLMOutput = self.host(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                decoder_input_ids=decoder_input_ids,
+                encoder_outputs=encoder_outputs,
+                labels=labels,
+                **rest,
+            )
         if output.loss is not None:
             output.loss = self.with_penalties(output.loss)
+        elif penalties := self._penalties():
+            # DDP looks for the parameters in use behind the outputs alone.
+            output.loss = torch.stack([rate * penalty for rate, penalty in penalties]).sum()
         return output
 
+    def _beams_together(
+        self, encoded: Any, memories: Memories, rest: dict[str, Any]
+    ) -> contextlib.AbstractContextManager[None]:
+        """In the first step of a generation with beams, what lets them share their source."""
+        if encoded is None or not memories or not is_first_step(rest):
+            return contextlib.nullcontext()
+        states, memory = encoded[0], next(iter(memories.values()))
+        beams, rest_of = divmod(states.shape[0], memory.states.shape[0])
+        if rest_of or beams == 1:
+            return contextlib.nullcontext()
+        return once_per_sentence(self.get_decoder(), states, beams)
+
     def with_penalties(self, loss: Tensor, share: float | Tensor = 1.0) -> Tensor:
-        """(1 - l) loss + l penalty, for every glue that has a loss term of its own.
+        """(1 - sum l) loss + sum l penalty, over all glue that has a loss term of its own.
 
         Args:
-            share: what part of an update's target tokens this forward pass saw
+            share: what part of an update's source tokens this forward pass saw
         """
+        penalties = self._penalties()
+        if penalties:
+            loss = (1 - sum(rate for rate, _ in penalties)) * loss
+        for rate, penalty in penalties:
+            loss = loss + rate * share * penalty
         for module in self.glue_modules.values():
-            if module.penalty is not None:
-                rate = module.penalty_weight
-                loss = (1 - rate) * loss + rate * share * module.penalty
-                module.penalty = None
+            module.penalty = None
         return loss
+
+    def _penalties(self) -> list[tuple[float, Tensor]]:
+        """(l, penalty) of the last forward pass, of all glue that has one."""
+        modules = self.glue_modules.values()
+        return [(m.penalty_weight, m.penalty) for m in modules if m.penalty is not None]
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the loss has other terms than the likelihood."""
+        return any(module.penalty_weight for module in self.glue_modules.values())
 
     def get_encoder(self, *args: Any, **kwargs: Any) -> nn.Module:
         """What generation runs once per sentence: all encoders, then the host's."""
@@ -447,7 +488,9 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         """The host's cache: its decoder's layers, and whatever its class needs beside."""
-        return self.host._prepare_cache_for_generation(*args, **kwargs)
+        made = self.host._prepare_cache_for_generation(*args, **kwargs)
+        keep_sentences_in_place(*args, *kwargs.values())
+        return made
 
     def can_generate(self) -> bool:
         """Yes, as every seq2seq host."""

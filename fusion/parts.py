@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from fusion.checkpoints.bert_nmt import HOST, piece, shares
 from fusion.checkpoints.directory import locate, open_source
 from fusion.checkpoints.foreign import Foreign
 from fusion.checkpoints.source import Source
-from fusion.checkpoints.toolkits import describe_host
+from fusion.checkpoints.toolkits import describe_fused, describe_host
+from fusion.computed import computing
 from fusion.encoders.auto import LEFT_OUT
 from fusion.encoders.sentence_transformers import transformer_directory
 from fusion.errors import RecipeError, SourceError
@@ -22,7 +24,8 @@ from fusion.glue.mix import LayerMix
 from fusion.keymap import KeyMap, Pattern, first_match
 from fusion.model import FusedModel
 from fusion.planning import every_tensor
-from fusion.recipe import EncoderSpec, PartSpec, Recipe, load_recipe
+from fusion.recipe import EncoderSpec, GlueSpec, Recipe, SourceSpec, load_recipe
+from fusion.registry import TOOLKITS
 from fusion.renames import hub_rules
 from fusion.saved import recomputed
 
@@ -131,44 +134,95 @@ def check_vocabulary(foreign: Foreign, tokenizer: PreTrainedTokenizerBase) -> No
 
 def parts_of_recipe(recipe: Recipe, model: FusedModel) -> list[Part]:
     """Every part with its source opened, in the order of the model's own parts."""
-    host = recipe.host
+    host, opened = recipe.host, _Opened()
     if host.new is not None:
-        parts = [Part("host.", None, "new", init={"{name*}": host.init})]
+        parts = [Part(HOST, None, "new", init={"{name*}": host.init})]
     else:
-        parts = [_host_part(recipe)]
-    for name, spec in recipe.encoders.items():
-        source = open_source(_encoder_source(spec), spec.format)
-        parts.append(_loaded_part(f"encoders.{name}.model.", source, spec))
-    if len(model.glue):
-        init: dict[str, str] = {}
-        for place, module in model.glue_modules.items():
-            own = place.removeprefix("glue.")
-            init |= {f"{own}.{pattern}": rule for pattern, rule in module.initial().items()}
-        parts.append(Part("glue.", None, "new", init=init | {"{name*}": "transformer"}))
+        place = host.source if host.format in TOOLKITS else str(host_directory(recipe))
+        parts = [_loaded_part(HOST, opened(str(place), host.format), host)]
+    for name, encoder in recipe.encoders.items():
+        source = opened(_encoder_source(encoder), encoder.format)
+        parts.append(_loaded_part(f"encoders.{name}.model.", source, encoder))
+    parts += _glue_parts(recipe, model, opened)
+    fused = {p.prefix: p.source for p in parts if p.source is not None and _is_fused(p.source)}
+    own = shares(fused)
+    parts = [replace(part, source=own.get(part.prefix, part.source)) for part in parts]
     for name, mix in model.mixes.items():
         assert isinstance(mix, LayerMix)
         parts.append(Part(f"mixes.{name}.", None, "new", init=mix.initial()))
     return parts
 
 
+def _is_fused(source: Source) -> bool:
+    return source.location.startswith("bert-nmt:")
+
+
+class _Opened:
+    """Sources by place and format, each opened once for all the parts that it has tensors of."""
+
+    def __init__(self) -> None:
+        self._sources: dict[tuple[str, str | None], Source] = {}
+
+    def __call__(self, place: str, format: str | None = None) -> Source:
+        if (place, format) not in self._sources:
+            self._sources[place, format] = open_source(place, format)
+        return self._sources[place, format]
+
+
+def _glue_parts(recipe: Recipe, model: FusedModel, opened: _Opened) -> list[Part]:
+    """All glue as one new part; or one part for each, where one of them has a source."""
+    init: dict[str, str] = {}
+    for place, module in model.glue_modules.items():
+        own = place.removeprefix("glue.")
+        init |= {f"{own}.{pattern}": rule for pattern, rule in module.initial().items()}
+    last = {"{name*}": "transformer"}
+    if not any(spec.source for spec in recipe.glue):
+        return [Part("glue.", None, "new", init=init | last)] if len(model.glue) else []
+    parts = []
+    for spec in recipe.glue:
+        prefix = f"glue.{spec.key}."
+        if spec.source is not None:
+            parts.append(_loaded_part(prefix, opened(spec.source, spec.format), spec))
+            continue
+        head = f"{spec.key}."
+        mine = {n.removeprefix(head): rule for n, rule in init.items() if n.startswith(head)}
+        parts.append(Part(prefix, None, "new", init=mine | last))
+    return parts
+
+
+def glue_specs(recipe: Recipe) -> list[GlueSpec]:
+    """The recipe's glue; what it leaves open of glue in a bert-nmt file is as the file says."""
+    specs = []
+    for spec in recipe.glue:
+        if spec.source is not None and spec.format == "bert-nmt":
+            (told,) = describe_fused(locate(spec.source)).glue
+            sites = spec.sites or told["sites"]
+            spec = spec.model_copy(update={**told["options"], **spec.options, "sites": sites})
+        specs.append(spec)
+    return specs
+
+
 def encoder_directory(spec: EncoderSpec) -> Path:
-    """The folder with an encoder's config, weights and tokenizer."""
-    return transformer_directory(locate(spec.source))
+    """The folder with an encoder's config and tokenizer, and mostly with its weights."""
+    return transformer_directory(locate(spec.config or spec.source))
 
 
 def _encoder_source(spec: EncoderSpec) -> str:
     """What to open: the source as written, or the folder inside it that holds the transformer."""
-    if (inner := encoder_directory(spec)) != locate(spec.source):
-        return str(inner)
-    return spec.source
+    if spec.config is not None or (inner := encoder_directory(spec)) == locate(spec.source):
+        return spec.source
+    return str(inner)
 
 
-def _host_part(recipe: Recipe) -> Part:
-    foreign = foreign_host(recipe)
+def _loaded_part(prefix: str, source: Source, spec: SourceSpec) -> Part:
+    rules = {
+        target: rule if isinstance(rule, str) else rule.model_dump(by_alias=True)
+        for target, rule in spec.rules.items()
+    }
+    part = Part(prefix, source, str(spec.source), rules, dict(spec.ignore), dict(spec.new_tensors))
+    foreign = _foreign(prefix, spec)
     if foreign is None:
-        return _loaded_part("host.", open_source(host_directory(recipe)), recipe.host)
-    source = open_source(str(recipe.host.source), recipe.host.format)
-    part = _loaded_part("host.", source, recipe.host)
+        return part
     return replace(
         part,
         rules=foreign.rules | part.rules,
@@ -177,12 +231,16 @@ def _host_part(recipe: Recipe) -> Part:
     )
 
 
-def _loaded_part(prefix: str, source: Source, spec: PartSpec) -> Part:
-    rules = {
-        target: rule if isinstance(rule, str) else rule.model_dump(by_alias=True)
-        for target, rule in spec.rules.items()
-    }
-    return Part(prefix, source, str(spec.source), rules, dict(spec.ignore), dict(spec.new_tensors))
+def _foreign(prefix: str, spec: SourceSpec) -> Foreign | None:
+    """What another toolkit's checkpoint says of a part."""
+    if spec.source is None or spec.format is None:
+        return None
+    if not (spec.format == "bert-nmt" or prefix == HOST):
+        return None
+    path = locate(spec.source)
+    if spec.format == "bert-nmt":
+        return piece(describe_fused(path), prefix)
+    return describe_host(path, spec.format)
 
 
 def arguments_of(part: Part, module: nn.Module, recipe: Recipe) -> dict[str, Any]:
@@ -208,7 +266,7 @@ def arguments_of(part: Part, module: nn.Module, recipe: Recipe) -> dict[str, Any
         "rules": rules,
         "ignore": ignore,
         "init": init,
-        "compute": getattr(module, "_init_weights", None) if pretrained else None,
+        "compute": computing(module) if isinstance(module, PreTrainedModel) else None,
         "computed": computed,
         "seed": recipe.seed,
         "prefix": part.prefix,

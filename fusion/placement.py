@@ -20,7 +20,7 @@ from fusion.memory import Memory
 
 Memories = dict[str, Memory]
 NO_MEMORY = Memory(torch.empty(0, 0, 0), None)
-_LAYERS = re.compile(r"(.*\.)?(layers?|block|h|blocks|transformer_layers)")
+_LAYERS = re.compile(r"(.*\.)?(layers?|block|h|blocks|transformer_layers|albert_layer_groups)")
 
 
 @dataclass
@@ -67,22 +67,34 @@ def sites_of(
     """Every site by name, in order: the host's, then `{encoder}.{i}.output` of every encoder."""
     found = family.find_sites(host)
     for name, part in encoders.items():
+        at = At("", x="output", time_major=part.config.model_type == "xlnet")
         for number, layer in enumerate(encoder_layers(part.model)):
-            found[f"{name}.{number}.output"] = Seat(At("", x="output"), layer)
+            found[f"{name}.{number}.output"] = Seat(at, layer)
     return found
 
 
 def encoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The Transformer layers of an encoder, in order; none where they are not in one list.
+    """The Transformer layers of an encoder, in order; none where no modules give their outputs.
 
-    It is the longest list of modules under one of the names that transformers gives such lists.
+    It is the longest list of modules under one of the names that transformers gives such lists. A
+    list of lists is joined (Funnel's blocks). Layers that share their weights are one (ALBERT's
+    groups), so glue there is shared as they are. XLM's layers are written out in the model and end
+    with a norm, unless FlauBERT's norms come first; SqueezeBERT's give another layout than states.
     """
     lists = [
         list(module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and _LAYERS.fullmatch(name)
     ]
-    return max(lists, key=len, default=[])
+    longest = max(lists, key=len, default=[])
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind == "squeezebert" or getattr(model, "pre_norm", False):
+        return []
+    if not longest and isinstance(norms := getattr(model, "layer_norm2", None), nn.ModuleList):
+        return list(norms)
+    return [
+        layer for one in longest for layer in (one if isinstance(one, nn.ModuleList) else (one,))
+    ]
 
 
 def seats_for(
@@ -147,7 +159,19 @@ def place_of(
         norm="pre" if norm in ("pre", "both") else "post",
         dropout=float(getattr(config, "dropout", None) or getattr(config, "dropout_rate", 0) or 0),
         inner=inner,
+        key_width=_key_width(seat.query or seat.module, heads),
     )
+
+
+def _key_width(attention: nn.Module, heads: int) -> int | None:
+    """The width of an attention's keys: of its key projection, or what its heads add up to."""
+    for name in ("k_proj", "k", "key"):
+        if isinstance(projection := getattr(attention, name, None), nn.Linear):
+            return projection.out_features
+    size = getattr(attention, "head_dim", None)
+    if not isinstance(size, int):
+        return None
+    return heads // int(getattr(attention, "num_key_value_groups", 1)) * size
 
 
 class Placement:
@@ -195,6 +219,9 @@ class Placement:
     def attach(self) -> None:
         """Put every reader into its site."""
         self._attached = True
+        for placed in self.placed:
+            if (seat := self._seats.get(placed.site)) is not None:
+                placed.module.enter(seat.query or seat.module, self.board, placed.memory or "")
         for site, reader in self._readers.items():
             attach(self._seats[site], reader, self._rest[site])
 
@@ -203,6 +230,8 @@ class Placement:
         self._attached = False
         for seat in self._seats.values():
             detach(seat)
+        for placed in self.placed:
+            placed.module.leave()
 
     def joined(self) -> Iterator[tuple[str, ...]]:
         """The groups of encoders that one glue reads together."""

@@ -186,7 +186,17 @@ GLUE: Registry[Any] = Registry(
     "glue",
     {
         "bert-fused": "fusion.glue.bert_fused:BertFused",
+        "bottleneck": "fusion.glue.bottleneck:Bottleneck",
+        "calm": "fusion.glue.calm:Calm",
+        "distill": "fusion.glue.distill:Distill",
+        "dynamic-switch": "fusion.glue.dynamic_switch:DynamicSwitch",
+        "embedding": "fusion.glue.embedding:EncoderEmbedding",
         "gated": "fusion.glue.gated:GatedCrossAttention",
+        "joint-attention": "fusion.glue.joint_attention:JointAttention",
+        "lora": "fusion.glue.lora:Lora",
+        "replace-encoder": "fusion.glue.replace_encoder:ReplaceEncoder",
+        "soft-prefix": "fusion.glue.soft_prefix:SoftPrefix",
+        "stacked": "fusion.glue.stacked:Stacked",
     },
 )
 SOURCES: Registry[Any] = Registry(

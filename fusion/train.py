@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,15 @@ import transformers
 from accelerate import PartialState
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import (
-    EarlyStoppingCallback,
-    PreTrainedTokenizerBase,
-    Seq2SeqTrainingArguments,
-    TrainerCallback,
-)
+from transformers import PreTrainedTokenizerBase
 
 import fusion
+from fusion.arguments import training_arguments
+from fusion.callbacks import Freezer, StopInLastStage, Stopwatch
 from fusion.check import Findings, check_model
 from fusion.composition import Composition, compose
 from fusion.data import read_corpus, tokenise
-from fusion.errors import FusionError, RecipeError, TrainingError
+from fusion.errors import FusionError, TrainingError
 from fusion.evaluate import Evaluation, score
 from fusion.memory_cache.prepare import Hardware, prepare
 from fusion.model import FusedModel
@@ -43,7 +41,6 @@ from fusion.processor import FusionProcessor, load_tokenizer
 from fusion.recipe import Recipe, SentencePieceSpec
 from fusion.saved import (
     GLUE_FILE,
-    load_checkpoint,
     load_model,
     parts_of,
     read_json,
@@ -51,7 +48,8 @@ from fusion.saved import (
     write_json,
 )
 from fusion.subwords import train_tokenizer
-from fusion.trainer import FusionTrainer, Stopwatch, checkpoints, last_checkpoint
+from fusion.timetable import Defaults, Timetable, stage_lengths, timetable
+from fusion.trainer import FusionTrainer, checkpoints, last_checkpoint
 from fusion.translate import translate
 
 Say = Callable[[str], None]
@@ -258,10 +256,6 @@ def _trainer(
     longest = [max(lengths) for lengths in dev["lengths"]]
     dev = dev.select(sorted(range(len(dev)), key=lambda i: longest[i]))
     watch = Stopwatch()
-    callbacks: list[TrainerCallback] = [watch]
-    if recipe.train.early_stopping is not None:
-        stop = recipe.train.early_stopping
-        callbacks.append(EarlyStoppingCallback(stop.patience, stop.threshold))
     args, smoothing = training_arguments(recipe, model)
     hardware = Hardware(args.device, args.bf16)
     prepared = prepare(recipe, composition, train, hardware, say)
@@ -275,9 +269,15 @@ def _trainer(
         learning_rates=recipe.train.learning_rates,
         label_smoothing=smoothing,
         compute_metrics=partial(_dev_metrics, processor, dev["target"], recipe.data.target_lang),
-        callbacks=callbacks,
+        callbacks=[watch],
         collate=prepared.collate,
     )
+    last = 0
+    if (table := timetable_of(recipe, model, trainer)) is not None:
+        trainer.follow(Freezer(table, lambda text: say(f"{recipe.name}: {text}")))
+        last = table.spans[-1][1]
+    if (stop := recipe.train.early_stopping) is not None:
+        trainer.add_callback(StopInLastStage(stop.patience, stop.threshold, last))
     trainer.memory_cache = {name: report.to_json() for name, report in prepared.reports.items()}
     sampler = trainer.sampler
     say(
@@ -285,6 +285,22 @@ def _trainer(
         f"{sampler.padding:.1%} padding"
     )
     return trainer, watch
+
+
+def timetable_of(recipe: Recipe, model: FusedModel, trainer: FusionTrainer) -> Timetable | None:
+    """Stages and policies of a recipe; None: it has none."""
+    if not recipe.stages and not recipe.train.policies:
+        return None
+    args, per_pass = trainer.args, trainer.updates_a_pass
+    total = args.max_steps if args.max_steps > 0 else ceil(args.num_train_epochs * per_pass)
+    defaults = Defaults(
+        rate=args.learning_rate,
+        schedule=str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        warmup=args.get_warmup_steps,
+        options=args.lr_scheduler_kwargs or {},
+    )
+    names = [name for name, tensor in model.named_parameters() if tensor.requires_grad]
+    return timetable(recipe, names, defaults, stage_lengths(recipe, total, per_pass))
 
 
 def _dev_metrics(
@@ -295,52 +311,6 @@ def _dev_metrics(
     ids[ids < 0] = pad
     result = score(processor.decode(ids), list(references), target_lang)
     return {"bleu": round(result.bleu.score, 4), "chrf": round(result.chrf.score, 4)}
-
-
-def training_arguments(recipe: Recipe, model: FusedModel) -> tuple[Seq2SeqTrainingArguments, float]:
-    """transformers' arguments of a recipe, with our defaults, and the label smoothing.
-
-    Raises:
-        RecipeError: transformers refuses a value.
-    """
-    given = recipe.train.arguments
-    keep = recipe.train.average_checkpoints
-    defaults: dict[str, Any] = {
-        "lr_scheduler_type": "inverse_sqrt",
-        "adam_beta2": 0.98,
-        "max_grad_norm": 1.0,
-        "logging_steps": 50,
-        "eval_strategy": "epoch",
-        "report_to": "none",
-        "per_device_eval_batch_size": 64,
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "bleu",
-        "greater_is_better": True,
-        "save_total_limit": max(2, keep),
-        "generation_num_beams": 1,
-        "ddp_find_unused_parameters": model.may_drop,
-        "use_cpu": not torch.cuda.is_available(),
-    }
-    settings = defaults | given
-    settings.setdefault("save_strategy", settings["eval_strategy"])
-    if "eval_steps" in settings:
-        settings.setdefault("save_steps", settings["eval_steps"])
-    fixed = {
-        "output_dir": str(Path(recipe.output) / "checkpoints"),
-        "seed": recipe.seed,
-        "remove_unused_columns": False,
-        "label_names": ["labels"],
-        "predict_with_generate": True,
-        "restore_callback_states_from_checkpoint": True,
-    }
-    for key in fixed:
-        if key in given:
-            raise RecipeError(f"train.{key}: is set by fusion; remove it")
-    smoothing = float(settings.pop("label_smoothing_factor", 0.0))
-    try:
-        return Seq2SeqTrainingArguments(**settings, **fixed), smoothing
-    except (TypeError, ValueError, ImportError) as error:
-        raise RecipeError(f"train: transformers refuses it: {error}") from None
 
 
 def _finish(
@@ -372,6 +342,8 @@ def _finish(
         content["history"] = trainer.state.log_history
         content["padding"] = trainer.sampler.padding
         content["memory_cache"] = trainer.memory_cache
+        if trainer.freezer is not None:
+            content["stages"] = trainer.freezer.table.to_json()
         write_json(output / "run.json", content)
         say(f"{recipe.name}: saved in {result.model}")
     trainer.accelerator.wait_for_everyone()
@@ -386,7 +358,7 @@ def _average(
     if len(paths) < 2:
         return best
     average_into(model, paths)
-    trainer.remove_callback(EarlyStoppingCallback)
+    trainer.remove_callback(StopInLastStage)
     bleu: float = trainer.evaluate(metric_key_prefix="average")["average_bleu"]
     kept = best is None or bleu > best
     say(
@@ -394,7 +366,7 @@ def _average(
         f"best single one {best or 0:.2f}; kept: {'the mean' if kept else 'the single one'}"
     )
     if not kept:
-        load_checkpoint(model, Path(trainer.state.best_model_checkpoint or paths[-1]))
+        trainer.read_checkpoint(Path(trainer.state.best_model_checkpoint or paths[-1]))
     return bleu if kept else best
 
 

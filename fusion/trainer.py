@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,19 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
-from transformers.trainer_callback import ExportableState
 
+from fusion.callbacks import Freezer, UpdateClock
 from fusion.data import TokenBatchSampler
+from fusion.errors import RecipeError
 from fusion.model import FusedModel
+from fusion.optimizer import Rates, grouped, keep_embeddings_in_32_bits
 from fusion.processor import FusionProcessor
 from fusion.recipe import LearningRates
 from fusion.saved import frozen_parts, load_checkpoint, write_weights
+from fusion.timetable import rate_of
 
 COMPLETE = "complete"
 Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
@@ -32,38 +37,6 @@ class EpochLoader(DataLoader[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Called by the Trainer before every epoch."""
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
-
-
-class Stopwatch(TrainerCallback, ExportableState):  # type: ignore[misc]
-    """Seconds of training, evaluation included, over all interruptions."""
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = seconds
-        self._since: float | None = None
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Starts the watch."""
-        self._since = time.monotonic()
-
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        """Stops the watch."""
-        self.state()
-        self._since = None
-
-    def state(self) -> dict[str, Any]:
-        """For the checkpoint."""
-        if self._since is not None:
-            now = time.monotonic()
-            self.seconds, self._since = self.seconds + now - self._since, now
-        return {"args": {"seconds": self.seconds}, "attributes": {}}
-
-
-class UpdateClock(TrainerCallback):  # type: ignore[misc]
-    """Tells the model which update it is in, so that drop-net draws the same after a resume."""
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before the first micro-batch of an update."""
-        kwargs["model"].clock.next_update(state.global_step)
 
 
 class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
@@ -102,6 +75,8 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             compute_metrics=compute_metrics,
             callbacks=[*callbacks, UpdateClock()],
         )
+        self.freezer: Freezer | None = None
+        self.left_out = frozen_parts(model)  # of checkpoints: what is never trained
         self.processor = processor
         self.collate = collate or processor.pad
         self.memory_cache: dict[str, dict[str, Any]] = {}  # what became of it, for run.json
@@ -116,6 +91,27 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             accumulation=args.gradient_accumulation_steps,
         )
         self._tokens, self._logged_at = 0, time.monotonic()
+        self._source_tokens: Tensor | None = None  # of the update, where the loss has penalties
+
+    @property
+    def updates_a_pass(self) -> int:
+        """Updates in one pass over the training text."""
+        accumulation: int = self.args.gradient_accumulation_steps
+        return max(1, len(self.sampler) // accumulation)
+
+    def follow(self, freezer: Freezer) -> None:
+        """Train by a timetable; without one, all is trained from the start to the end.
+
+        Raises:
+            RecipeError: what is trained is to change under FSDP, which shards it for good.
+        """
+        if len(freezer.table.changes) > 1 and self.is_fsdp_enabled:
+            raise RecipeError(
+                "stages, and policies that freeze for a time, do not work under FSDP; use DDP"
+            )
+        self.freezer = freezer
+        self.args.max_steps = freezer.table.total
+        self.add_callback(freezer)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank."""
@@ -130,9 +126,16 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         )
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """As the Trainer, counting target tokens for the log."""
+        """As the Trainer, counting target tokens for the log, and source tokens for penalties."""
         batches, items = super().get_batch_samples(*args, **kwargs)
         self._tokens += int(items) if items is not None else 0
+        fused: FusedModel = self.accelerator.unwrap_model(self.model)
+        if batches and fused.has_penalties:
+            masks = [batch["attention_mask"] for batch in batches]
+            count = torch.stack([mask.sum() for mask in masks]).sum().to(self.args.device)
+            if self.args.average_tokens_across_devices and self.args.world_size > 1:
+                count = self.accelerator.gather(count).sum()
+            self._source_tokens = count
         return batches, items
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -140,6 +143,9 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         now = time.monotonic()
         if "loss" in logs and now > self._logged_at:
             logs["tokens_per_second"] = round(self._tokens / (now - self._logged_at), 1)
+        if "loss" in logs and self.freezer is not None:
+            rates = self.freezer.table.rates(max(0, self.state.global_step - 1))
+            logs |= {f"learning_rate/{part}": rate for part, rate in rates.items()}
         self._tokens, self._logged_at = 0, now
         super().log(logs, *args, **kwargs)
 
@@ -154,7 +160,11 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Label-smoothed cross entropy, summed over the batch, over the update's target tokens."""
+        """Label-smoothed cross entropy, summed over the batch, over the update's target tokens.
+
+        A glue's penalty is a mean over source tokens; it counts by the batch's share of those of
+        the update, so that an update's loss does not depend on how it is cut into batches.
+        """
         labels = inputs["labels"]
         fused: FusedModel = self.accelerator.unwrap_model(self.model)
         rest = {name: value for name, value in inputs.items() if name != "labels"}
@@ -168,9 +178,14 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             reduction="sum",
         )
         items = num_items_in_batch if num_items_in_batch is not None else labels.ne(-100).sum()
-        loss = fused.with_penalties(total / items, share=labels.ne(-100).sum() / items)
+        share: Tensor | float = 1.0
+        if num_items_in_batch is not None and self._source_tokens is not None:
+            share = inputs["attention_mask"].sum() / self._source_tokens
+        loss = fused.with_penalties(total / items, share)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
+        if not loss.requires_grad and torch.is_grad_enabled():  # all that is trained was dropped
+            loss = loss.detach().requires_grad_()
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(
@@ -187,30 +202,39 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **generate)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Groups by part and weight decay; a frozen tensor is in none."""
+        """Groups by rate and weight decay; what is frozen for good is in none."""
         self.optimizer: torch.optim.Optimizer | None
         if self.optimizer is None:
             target = model if model is not None else self.model
-            decayed = set(self.get_decay_parameter_names(target))
-            groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-            for name, parameter in target.named_parameters():
-                if parameter.requires_grad:
-                    groups.setdefault((_part(name), name in decayed), []).append(parameter)
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, target)
-            base = options.pop("lr")
-            self.optimizer = kind(
-                [
-                    {
-                        "params": parameters,
-                        "lr": _rate(self.learning_rates, part, base),
-                        "weight_decay": self.args.weight_decay if decay else 0.0,
-                    }
-                    for (part, decay), parameters in sorted(groups.items(), key=lambda g: g[0])
-                ],
-                lr=base,
-                **options,
-            )
+            table = self.freezer.table if self.freezer is not None else None
+            rates = Rates(options["lr"], self.learning_rates.by_name, table)
+            groups = grouped(target, rates, set(self.get_decay_parameter_names(target)))
+            self._turns = [group.turns for group in groups]
+            decay = self.args.weight_decay
+            self.optimizer = kind([group.to_torch(decay) for group in groups], **options)
+            if "bitsandbytes" in kind.__module__:
+                keep_embeddings_in_32_bits(target)
         return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """As the Trainer; under a timetable, its rate for every group."""
+        if self.freezer is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler: Any
+        if self.lr_scheduler is None:
+            chosen = optimizer if optimizer is not None else self.create_optimizer()
+            self.lr_scheduler = LambdaLR(chosen, [partial(rate_of, t) for t in self._turns])
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _get_learning_rate(self) -> float:
+        """As the Trainer; under a timetable, the highest of all."""
+        if self.freezer is None:
+            return float(super()._get_learning_rate())
+        return float(max(self.lr_scheduler.get_last_lr()))
 
     def _save(
         self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None
@@ -221,7 +245,7 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         directory = Path(output_dir or self.args.output_dir)
         directory.mkdir(parents=True, exist_ok=True)
         state = state_dict or fused.state_dict()
-        write_weights(fused, state, directory, frozen_parts(fused))
+        write_weights(fused, state, directory, self.left_out)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)
@@ -236,25 +260,20 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            load_checkpoint(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+            self.read_checkpoint(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled:
             super()._load_best_model()
         else:
-            best = Path(self.state.best_model_checkpoint)
-            load_checkpoint(self.accelerator.unwrap_model(self.model), best)
+            self.read_checkpoint(Path(self.state.best_model_checkpoint))
 
-
-def _part(name: str) -> str:
-    """host, encoders or glue; a layer mix is glue. Wrappers may put a prefix before the name."""
-    pieces = name.split(".")
-    return next((p for p in ("host", "encoders") if p in pieces), "glue")
-
-
-def _rate(rates: LearningRates, part: str, base: float) -> float:
-    own: float | None = getattr(rates, part)
-    return base if own is None else own
+    def read_checkpoint(self, directory: Path) -> None:
+        """Put a checkpoint's tensors into the model, with nothing frozen for a time."""
+        fused: FusedModel = self.accelerator.unwrap_model(self.model)
+        if self.freezer is not None:
+            self.freezer.release(fused)
+        load_checkpoint(fused, directory)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

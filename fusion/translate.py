@@ -35,10 +35,8 @@ def translate(
         DataError: a line is longer than the host or an encoder reads; names the line.
     """
     results = [""] * len(lines)
-    rows = []
-    for index, line in enumerate(lines):
-        if line.strip():
-            rows.append((index, _encode(processor, line, first_line + index)))
+    filled = {index: line for index, line in enumerate(lines) if line.strip()}
+    rows = list(zip(filled, _encode(processor, filled, first_line), strict=True))
     rows.sort(key=lambda row: -_length(row[1]))
     beams = generate.get("num_beams") or model.generation_config.num_beams or 1
     model.eval()
@@ -82,12 +80,20 @@ def translate_stream(
     yield from translate(model, processor, block, first_line=first, **generate)
 
 
-def _encode(processor: FusionProcessor, line: str, number: int) -> Row:
+def _encode(processor: FusionProcessor, lines: dict[int, str], first: int) -> list[Row]:
+    """Ids of lines by their index; all at once, and one by one where one must be named."""
+    if not lines:
+        return []
     try:
-        columns = processor.encode_sources([line])
-    except FusionError as error:
-        raise DataError(f"line {number}: {error}") from None
-    return {name: ids[0] for name, ids in columns.items()}
+        columns = processor.encode_sources(list(lines.values()))
+    except FusionError:
+        for index, line in lines.items():
+            try:
+                processor.encode_sources([line])
+            except FusionError as error:
+                raise DataError(f"line {first + index}: {error}") from None
+        raise
+    return [dict(zip(columns, ids, strict=True)) for ids in zip(*columns.values(), strict=True)]
 
 
 def _length(row: Row) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.checkpoints.directory import open_source
-from fusion.checkpoints.source import Source, nonfinite, tensor_digest
+from fusion.checkpoints.source import Source, learn, nonfinite, tensor_digest
 from fusion.errors import FusionError, LedgerError, SourceError, WarmStartError
 from fusion.inits import generator_for
 from fusion.ledger import Entry, Ledger, Origin
@@ -140,6 +140,7 @@ def _open(source: Source | str | Path) -> Source:
 def _unsound(decided: Plan, catalogue: Catalogue, prefix: str, allow_nonfinite: bool) -> list[str]:
     """What only the values tell: NaN, infinity, and tied tensors that differ at the source."""
     problems = []
+    learn([catalogue.find(key) for keys in decided.keys.values() for key in keys])
     for name, keys in decided.keys.items():
         for source, key in map(catalogue.find, keys):
             bad = None if allow_nonfinite else source.nonfinite(key)
@@ -239,13 +240,15 @@ class _Filler:
         if (tuple(value.shape), dtype_name(value.dtype)) != (entry.shape, entry.dtype):
             found = f"{list(value.shape)} {dtype_name(value.dtype)}"
             return f"{list(entry.shape)} {entry.dtype} expected, {found} was made"
-        if entry.origin is not Origin.LOADED and _is_blank(value):
+        bad = nonfinite(value)
+        left = bad is not None or not value.is_floating_point()  # a blank is NaN, or an integer
+        if entry.origin is not Origin.LOADED and left and _is_blank(value):
             how = entry.rule if entry.origin is Origin.INITIALISED else "compute"
             return (
                 f"{how} of {type(owner_of(self.module, entry.name)[0]).__name__} left it unfilled"
             )
-        bad = None if self.allow_nonfinite or entry.origin is Origin.COMPUTED else nonfinite(value)
-        return f"holds {bad}, made by {_how(entry)}" if bad is not None else None
+        allowed = self.allow_nonfinite or entry.origin is Origin.COMPUTED
+        return None if bad is None or allowed else f"holds {bad}, made by {_how(entry)}"
 
     def fill(self) -> Ledger:
         """Change the module; its verified-to-be ledger."""

@@ -85,7 +85,10 @@ def composed(
     return compose(recipe)
 
 
-METHODS = [("gated", -1), ("bert-fused", -1), ("calm", "all"), ("soft-prefix", -1)]
+METHODS = [
+    *(("gated", -1), ("bert-fused", -1), ("stacked", -1), ("joint-attention", -1)),
+    *(("calm", "all"), ("soft-prefix", -1)),
+]
 
 
 @pytest.mark.parametrize(("method", "layer"), METHODS)

@@ -106,7 +106,7 @@ def test_an_unknown_name_names_the_nearest_or_all() -> None:
     assert str(caught.value) == 'no hat "topp"; nearest: "top"'
     with pytest.raises(RegistryError) as caught:
         GLUE.get("qqq")
-    assert str(caught.value) == 'no glue "qqq"; known: bert-fused, gated'
+    assert str(caught.value) == f'no glue "qqq"; known: {", ".join(GLUE.names())}'
 
 
 def test_every_built_in_name_leads_to_something() -> None:
@@ -134,7 +134,7 @@ def test_keyword_options_are_read_from_the_source_and_not_by_import(tmp_path: Pa
         from fusion.registry import GLUE, keyword_options
         print(GLUE.names(), keyword_options(GLUE.target("mine")))
     """
-    assert python(tmp_path, program) == ["['bert-fused', 'gated', 'mine'] ['colour', 'size']"]
+    assert python(tmp_path, program) == [f"{sorted([*GLUE.names(), 'mine'])} ['colour', 'size']"]
 
 
 def test_options_that_cannot_be_read_are_unknown_and_no_error(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_two_plugins_of_one_name_are_an_error_and_one_found_twice_is_not(tmp_pat
     other.mkdir()
     install(other, "b-plugin", {"yours": WORKING}, "[fusion.glue]\nmine = yours:Mine\n")
     assert python(tmp_path, program) == [
-        "['bert-fused', 'gated', 'mine']",
+        str(sorted([*GLUE.names(), "mine"])),
         'glue: the name "mine" of plugin yours:Mine (b-plugin 1.2) is taken by mine:Mine',
     ]
 

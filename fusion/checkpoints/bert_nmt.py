@@ -11,22 +11,25 @@ At evaluation a layer mixes its own attention and BERT's with 1/2 and 1/2 if the
 
 Checked: logits against a plain reference, from files written by this layout: BERT as wide as the
 host and not, packed and split, with gates and ratios. No file of the original code was at hand.
+
+In a recipe, host, encoder and glue each name the same file; `shares` says which tensors are whose.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fusion.checkpoints import fairseq
 from fusion.checkpoints.foreign import Foreign, StateSource, layers, load, part
-from fusion.checkpoints.source import Source
+from fusion.checkpoints.source import Selection, Source
 from fusion.errors import SourceError
 
 _SITES = {"encoder": "self_attention", "decoder": "cross_attention"}
-_HOST = {"encoder": "self_attn", "decoder": "encoder_attn"}
 _BERT = "bert_encoder."
+HOST, GLUE, ENCODER = "host.", "bert_fused", "bert"  # as a model names them by default
 
 
 def open_bert_nmt(path: str | Path, location: str | None = None) -> Source:
@@ -35,22 +38,20 @@ def open_bert_nmt(path: str | Path, location: str | None = None) -> Source:
     Raises:
         SourceError: the file is no fairseq checkpoint.
     """
-    return fairseq.open_fairseq(path, location)
+    path = Path(path)
+    return StateSource(path, part(load(path), "model", path, "bert-nmt"), "fairseq", location)
 
 
 def describe_bert_nmt(
     path: str | Path,
     dictionaries: str | Path | None = None,
     *,
-    glue: str = "bert_fused",
-    encoder: str = "bert",
     bert_heads: int | None = None,
 ) -> Foreign:
     """The fused model of a checkpoint; targets are named as a `FusedModel` names its tensors.
 
     Args:
         dictionaries: as in `describe_fairseq`
-        glue, encoder: what the recipe calls them
         bert_heads: BERT's attention heads, which the file does not tell; width / 64 by default
 
     Raises:
@@ -64,25 +65,27 @@ def describe_bert_nmt(
     _refuse(path, names, options)
     where = Path(dictionaries) if dictionaries is not None else path.parent
     host = fairseq.describe(source, path, options, where)
-    rules = {f"host.{target}": rule for target, rule in host.rules.items()}
+    rules = {f"{HOST}{target}": rule for target, rule in host.rules.items()}
     ignore = dict(host.ignore)
     placed = []
     for side in _SITES:
         here = _glued(names, side, options)
         fused = any(name.startswith(f"{side}.layers.0.bert_attn.") for name in names)
         if fused:
-            rules |= _side(names, side, glue, _ratios(options))
             _left_out(names, side, here, ignore)
         if here:
+            rules |= _side(names, side)
             chosen = ",".join(map(str, here))
             placed.append(f"{side}.{{{chosen}}}.{_SITES[side]}")
+    if not placed:
+        raise SourceError(f"{path}: BERT has no part in it: all its gates, or its ratio, are 0")
     bert = _bert(source, names, bert_heads)
     if bert is not None:
-        rules[f"encoders.{encoder}.model.{{rest*}}"] = f"{_BERT}{{rest*}}"
-        ignore[f"{_BERT}pooler.{{rest*}}"] = "the memory is token states; the pooler is not built"
-    computed = {f"host.{target}": how for target, how in host.computed.items()}
+        rules[f"encoders.{ENCODER}.model.{{rest*}}"] = f"{_BERT}{{rest*}}"
+        ignore |= _unread(names)
+    computed = {f"{HOST}{target}": how for target, how in host.computed.items()}
     for buffer in ("position_ids", "token_type_ids"):
-        computed[f"encoders.{encoder}.model.embeddings.{buffer}"] = "a constant of the class"
+        computed[f"encoders.{ENCODER}.model.embeddings.{buffer}"] = "a constant of the class"
     return Foreign(
         toolkit="bert-nmt",
         config=host.config,
@@ -97,11 +100,60 @@ def describe_bert_nmt(
         encoder=bert,
         glue=[
             {
-                **{"name": glue, "method": "bert-fused", "encoder": encoder, "sites": placed},
+                **{"name": GLUE, "method": "bert-fused", "encoder": ENCODER, "sites": placed},
                 "options": _options(options),
             }
         ],
     )
+
+
+def piece(fused: Foreign, prefix: str) -> Foreign:
+    """What a fused file says of one part of the model; its rules are the part's own.
+
+    Args:
+        prefix: of the part's tensors, `host.`, `glue.NAME.` or `encoders.NAME.model.`
+    """
+    kind = _kind(prefix)
+
+    def below(patterns: Mapping[str, Any]) -> dict[str, Any]:
+        head = {"glue": f"glue.{GLUE}.", "encoders": f"encoders.{ENCODER}.model."}.get(kind, HOST)
+        return {n.removeprefix(head): v for n, v in patterns.items() if n.startswith(head)}
+
+    return replace(
+        fused,
+        rules=below(fused.rules),
+        computed=below(fused.computed),
+        ignore={name: why for name, why in fused.ignore.items() if _owner(name) == kind},
+    )
+
+
+def shares(sources: Mapping[str, Source]) -> dict[str, Source]:
+    """Which tensors of a fused file are whose; those that no part asks for are the first one's.
+
+    So what nothing loads is an error, and what another part loads is not.
+
+    Args:
+        sources: prefix of a part -> its source; parts of one file have one source
+    """
+    shared: dict[str, Source] = {}
+    for prefix, source in sources.items():
+        readers = [other for other, its in sources.items() if its is source]
+        mine = {_kind(prefix)}
+        if prefix == readers[0]:
+            mine |= {"host", "glue", "encoders"} - set(map(_kind, readers))
+        shared[prefix] = Selection(source, {n for n in source.tensors() if _owner(n) in mine})
+    return shared
+
+
+def _kind(prefix: str) -> str:
+    return prefix.partition(".")[0]
+
+
+def _owner(name: str) -> str:
+    """The kind of part that a tensor of the file belongs to."""
+    if ".bert_attn." in name:
+        return "glue"
+    return "encoders" if name.startswith(_BERT) else "host"
 
 
 def _refuse(path: Path, names: Collection[str], options: dict[str, Any]) -> None:
@@ -119,18 +171,19 @@ def _refuse(path: Path, names: Collection[str], options: dict[str, Any]) -> None
 
 
 def _ratios(options: dict[str, Any]) -> tuple[float, float]:
-    """What (own attention, BERT's) are multiplied with before the glue's own weights."""
+    """What (own attention, BERT's) are multiplied with at evaluation."""
     if options.get("encoder_bert_dropout"):
-        return 1.0, 1.0
+        return 0.5, 0.5
     own, bert = options.get("encoder_ratio"), options.get("bert_ratio")
     return 1.0 if own is None else float(own), 1.0 if bert is None else float(bert)
 
 
 def _options(options: dict[str, Any]) -> dict[str, Any]:
+    rate = 0.0
     if options.get("encoder_bert_dropout"):
-        rate = options.get("encoder_bert_dropout_ratio")
-        return {"start": "paper", "drop_net": 2 * float(0.25 if rate is None else rate)}
-    return {"start": "neutral", "drop_net": 0.0}
+        told = options.get("encoder_bert_dropout_ratio")
+        rate = 0.25 if told is None else float(told)
+    return {"start": "paper", "drop_net": 2 * rate, "weights": list(_ratios(options))}
 
 
 def _glued(names: Collection[str], side: str, options: dict[str, Any]) -> list[int]:
@@ -145,28 +198,28 @@ def _glued(names: Collection[str], side: str, options: dict[str, Any]) -> list[i
     return [i for i in found if open_ and (i >= len(gates) or gates[i] == 1)]
 
 
-def _side(
-    names: Collection[str], side: str, glue: str, ratios: tuple[float, float]
-) -> dict[str, Any]:
-    """Rules of one side's glue, and of the host's attention where it has a weight of its own."""
-    target = f"glue.{glue}.{side}_{{i}}_{_SITES[side]}.attention"
+def _side(names: Collection[str], side: str) -> dict[str, Any]:
+    """Rules of one side's glue."""
+    target = f"glue.{GLUE}.{side}_{{i}}_{_SITES[side]}.attention"
     attention = f"{side}.layers.0.bert_attn"
     layout = "split" if f"{attention}.q_proj.weight" in names else "apart"
     layout = "packed" if f"{attention}.in_proj_weight" in names else layout
-    rules = fairseq.attention_rules(target, f"{side}.layers.{{i}}.bert_attn", layout)
-    host = f"host.model.{side}.layers.{{i}}.{_HOST[side]}.out_proj.{{p}}"
-    weighted = [(host, f"{side}.layers.{{i}}.{_HOST[side]}.out_proj.{{p}}", ratios[0])]
-    weighted.append((f"{target}.out_proj.{{p}}", rules[f"{target}.out_proj.{{p}}"], ratios[1]))
-    for name, written, ratio in weighted:
-        if ratio != 1:
-            rules[name] = {"from": written, "ops": [{"scale": ratio}]}
-    return rules
+    return fairseq.attention_rules(target, f"{side}.layers.{{i}}.bert_attn", layout)
 
 
 def _left_out(names: Collection[str], side: str, glued: list[int], ignore: dict[str, str]) -> None:
     for i in range(layers(names, f"{side}.layers.")):
         if i not in glued:
             ignore[f"{side}.layers.{i}.bert_attn.{{p*}}"] = "its gate or ratio is 0: never added"
+
+
+def _unread(names: Collection[str]) -> dict[str, str]:
+    """Tensors of BERT that no memory reads: name -> reason."""
+    why = {
+        f"{_BERT}pooler.": "the memory is token states; the pooler is not built",
+        f"{_BERT}embeddings.position_ids": "computed by the constructor since transformers 4.31",
+    }
+    return {name: why[start] for name in names for start in why if name.startswith(start)}
 
 
 def _bert(source: Source, names: Collection[str], heads: int | None) -> dict[str, Any] | None:

@@ -17,10 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fusion.checkpoints.standins import (
+    GETATTR,
     Named,
     PickleError,
     RefusedError,
     StandIn,
+    member,
     normal_name,
     refuse_dangerous,
 )
@@ -93,6 +95,8 @@ class Machine:
                 opcode = data[self.position]
                 self.position += 1
                 if opcode == 0x2E:  # STOP
+                    for left in self._stack:
+                        _refuse_getattr(left)
                     return self._pop()
                 step = table[opcode]
                 if step is None:
@@ -145,19 +149,13 @@ class Machine:
         self._stack.append(value)
 
     def _pop(self) -> Any:
-        value = self._stack.pop()
-        if value is _MARK:
-            raise PickleError("a mark where a value was expected")
-        return value
+        return _value(self._stack.pop())
 
     def pop(self) -> Any:
         return self._pop()
 
     def top(self) -> Any:
-        value = self._stack[-1]
-        if value is _MARK:
-            raise PickleError("a mark where a value was expected")
-        return value
+        return _value(self._stack[-1])
 
     def mark(self) -> None:
         self.push_new(_MARK)
@@ -165,6 +163,7 @@ class Machine:
     def pop_mark(self) -> list[Any]:
         stack = self._stack
         for place in range(len(stack) - 1, -1, -1):
+            _refuse_getattr(stack[place])
             if stack[place] is _MARK:
                 items = stack[place + 1 :]
                 del stack[place:]
@@ -172,7 +171,7 @@ class Machine:
         raise PickleError("no mark is left")
 
     def drop(self) -> None:
-        self._stack.pop()
+        _refuse_getattr(self._stack.pop())
 
     def drop_all(self, items: list[Any]) -> None:
         """Items that a mark already took off."""
@@ -191,7 +190,8 @@ class Machine:
     def remember(self, index: int) -> None:
         if index < 0:
             raise PickleError("a memo index below zero")
-        self._memo[index] = self.top()
+        value = self._stack[-1]
+        self._memo[index] = value if value is GETATTR else _value(value)
 
     def memoize(self) -> None:
         self.remember(len(self._memo))
@@ -208,6 +208,9 @@ class Machine:
             raise PickleError("a name that is no text")
         module, name = normal_name(module, name)
         full = f"{module}.{name}"
+        if full == "builtins.getattr":
+            self.push(GETATTR)
+            return
         if full in self._known:
             self.push(self._known[full])
             return
@@ -239,6 +242,10 @@ class Machine:
 
     def reduce(self) -> None:
         arguments = self._pop()
+        if self._stack[-1] is GETATTR:
+            self._stack.pop()
+            self.push_new(member(arguments))
+            return
         function = self._pop()
         if isinstance(function, Named) and function.module == "copyreg":
             # _reconstructor(class, base, state), __newobj__(class, *arguments)
@@ -281,6 +288,20 @@ class Machine:
         if self._persistent is None:
             raise PickleError("a persistent id, which only torch.save writes")
         self.push(self._persistent(saved_id))
+
+
+def _value(value: Any) -> Any:
+    if value is _MARK:
+        raise PickleError("a mark where a value was expected")
+    if value is GETATTR:
+        _refuse_getattr(value)
+    return value
+
+
+def _refuse_getattr(value: Any) -> None:
+    """It may be called where it lies (`reduce`), and be nothing else."""
+    if value is GETATTR:
+        raise RefusedError(f"it pickles {GETATTR}")
 
 
 def as_key(value: Any) -> Any:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from fusion.checkpoints.digests import DigestCache, Stamp, file_digest, stamp
 from fusion.errors import SourceError, nearest
 
 _BLOCK = 1 << 22  # elements looked at in one go
+_READING = threading.RLock()  # digests are computed by several threads, files read by one at a time
 
 
 @dataclass(frozen=True)
@@ -129,22 +133,27 @@ class Source(ABC):
             raise SourceError(f"{path}: not a file")
 
     def _facts(self, name: str, fresh: bool) -> list[str]:
-        if self._caches is None:
-            self._caches = {}
-        if name not in self.tensors():
-            raise SourceError(f"{self.location}: no tensor {name}{nearest(name, self.tensors())}")
-        files = self.files_of(name)
+        with _READING:
+            if self._caches is None:
+                self._caches = {}
+            if name not in self.tensors():
+                near = nearest(name, self.tensors())
+                raise SourceError(f"{self.location}: no tensor {name}{near}")
+            files = self.files_of(name)
         for path in files:
             self._check_unchanged(path)
-        cache = self._caches.get(files)
-        if cache is None:
-            cache = self._caches[files] = DigestCache(self.digest_scope, files)
-            weakref.finalize(self, cache.save)
-        known = cache.get(name)
+        with _READING:
+            cache = self._caches.get(files)
+            if cache is None:
+                cache = self._caches[files] = DigestCache(self.digest_scope, files)
+                weakref.finalize(self, cache.save)
+            known = cache.get(name)
         if known is None or len(known) != 2 or fresh:
-            tensor = self.read(name)
+            with _READING:
+                tensor = self.read(name)
             known = [tensor_digest(tensor), nonfinite(tensor) or ""]
-            cache.put(name, known)
+            with _READING:
+                cache.put(name, known)
         return known
 
     def _check_unchanged(self, path: Path) -> None:
@@ -155,6 +164,42 @@ class Source(ABC):
             same = False
         if not same:
             raise SourceError(f"{path}: has changed since it was opened")
+
+
+def learn(places: Collection[tuple[Source, str]]) -> None:
+    """Find out the digests of many tensors, on every core that this process may use.
+
+    Raises:
+        SourceError: the bytes of one cannot be read.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(cores) as pool:
+        for _ in pool.map(lambda place: place[0].digest(place[1]), places):
+            pass
+
+
+class Selection(Source):
+    """Some tensors of a source under their own names; what is known of one is known of both."""
+
+    def __init__(self, source: Source, names: Collection[str]) -> None:
+        self.source = source
+        self.location, self.files = source.location, source.files
+        self._infos = {n: info for n, info in source.tensors().items() if n in names}
+
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return self._infos
+
+    def read(self, name: str) -> Tensor:
+        return self.source.read(name)
+
+    def read_own(self, name: str) -> Tensor:
+        return self.source.read_own(name)
+
+    def files_of(self, name: str) -> tuple[Path, ...]:
+        return self.source.files_of(name)
+
+    def _facts(self, name: str, fresh: bool) -> list[str]:
+        return self.source._facts(name, fresh)
 
 
 def tensor_digest(tensor: Tensor) -> str:

@@ -85,6 +85,9 @@ class Named:
         return f"{self.module}.{self.name}"
 
 
+GETATTR = Named("builtins", "getattr")  # compared by identity; never left on the stack as a value
+
+
 class StandIn:
     """An object of a class that is not here: what the pickle says of it, and no behaviour.
 
@@ -126,6 +129,22 @@ class StandIn:
 
     def __repr__(self) -> str:
         return f"<stand-in for {self.stands_for}>"
+
+
+def member(arguments: Any) -> StandIn:
+    """What stands for `getattr(CLASS, "NAME")`, as Python 3.11.2 pickles an enum's member.
+
+    It is a stand-in of the class, told by the name; nothing is looked up.
+
+    Raises:
+        RefusedError: CLASS is no class that a stand-in is for, or NAME is no plain name.
+    """
+    match arguments:
+        case (Named(module, name), str(plain)) if module not in _PLAIN:
+            if plain.isidentifier() and not plain.startswith("_"):
+                refuse_dangerous(module, f"{name}.{plain}")
+                return StandIn(Named(module, name), (plain,))
+    raise RefusedError(f"it pickles {GETATTR}")
 
 
 def normal_name(module: str, name: str) -> tuple[str, str]:

@@ -27,6 +27,7 @@ class Place:
         norm: where the norm of the sublayer there is
         dropout: the host's
         inner: width of what comes in, for a module by name
+        key_width: of all the keys of one position, in the attention there; None: there is none
         index, count: this is site number `index` of the `count` that its glue has
         memory_layers: L, the hidden states of the encoder, embeddings and all layers
     """
@@ -39,6 +40,7 @@ class Place:
     norm: Literal["pre", "post"] = "post"
     dropout: float = 0.0
     inner: int | None = None
+    key_width: int | None = None
     index: int = 0
     count: int = 1
     memory_layers: int = 0
@@ -55,8 +57,8 @@ class Glue(nn.Module, ABC):
         sequence: `prefix`: its output at `encoder.output` is longer than the host's; `replaced`:
             the host's encoder is not run at all; `mask_of` then says what there is to attend to
         may_drop: a training step may leave it out
-        penalty, penalty_weight: l and the loss term of this forward pass, for methods that have
-            one: the whole loss is (1 - l) NLL + l penalty
+        penalty, penalty_weight: the loss term of this forward pass, a mean over the source's real
+            tokens, None at evaluation, and its l: the whole loss is (1 - sum l) NLL + sum l penalty
     """
 
     default_sites: tuple[str, ...] = ("encoder.*.self_attention", "decoder.*.cross_attention")
@@ -91,6 +93,18 @@ class Glue(nn.Module, ABC):
         Shapes: mask of the host's source `[B, T]` -> `[B, T']`; memory of B sentences
         """
         return mask
+
+    def enter(self, module: nn.Module, board: dict[str, Memory], name: str) -> None:
+        """Told, when it is put into its site, of the host's module there, to work inside it.
+
+        Args:
+            module: the host's attention; at a site of another kind, the module there
+            board: where the memories of the forward pass that is running will be
+            name: of the memory that it reads, on the board
+        """
+
+    def leave(self) -> None:
+        """Undo what `enter` did: glue is taken out."""
 
     def initial(self) -> dict[str, str]:
         """Own name pattern -> init rule, for tensors that do not start as `transformer`."""

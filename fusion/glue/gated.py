@@ -54,7 +54,7 @@ class GatedCrossAttention(Glue):
         return True
 
     def forward(self, x: Tensor, host: Callable[[], Tensor], memory: Memory) -> Tensor:
-        y: Tensor = host() + torch.tanh(self.gate) * self.attention(self.norm(x), memory)
+        y: Tensor = host() + self.attention(self.norm(x), memory, torch.tanh(self.gate))
         if self.inner is not None:
             hidden = F.gelu(self.inner["fc1"](self.inner["norm"](y)))
             y = y + torch.tanh(self.inner_gate) * self.inner["fc2"](hidden)

@@ -22,6 +22,16 @@ def _whole(name: str, module: str, layer: str) -> dict[str, Where]:
     }
 
 
+def _between(encoder: str, decoder: str) -> dict[str, Where]:
+    """The sites behind an attention sublayer, its residual included; not every host has a module
+    that gives this state.
+    """
+    return {
+        "encoder.{i}.after_self_attention": At(encoder, x="output"),
+        "decoder.{i}.after_cross_attention": At(decoder, x="output"),
+    }
+
+
 def _bart_like(model_class: str, norm: Norm = "post", base: str = "model") -> Family:
     encoder, decoder = (f"{base}.{side}.layers.{{i}}" for side in ("encoder", "decoder"))
     sites: dict[str, Where] = {
@@ -31,6 +41,8 @@ def _bart_like(model_class: str, norm: Norm = "post", base: str = "model") -> Fa
         "encoder.{i}.feed_forward": At(f"{encoder}.fc2", query=f"{encoder}.fc1"),
         "decoder.{i}.feed_forward": At(f"{decoder}.fc2", query=f"{decoder}.fc1"),
     }
+    if norm == "post":  # the norm after the residual gives the state between two sublayers
+        sites |= _between(f"{encoder}.self_attn_layer_norm", f"{decoder}.encoder_attn_layer_norm")
     sites |= _whole("encoder", f"{base}.encoder", "layers")
     sites |= _whole("decoder", f"{base}.decoder", "layers")
     return Family(model_class=model_class, sites=sites, norm=norm, rest=(None,))
@@ -44,6 +56,7 @@ def _t5_like(model_class: str, feed_forward: str = "DenseReluDense") -> Family:
         "encoder.{i}.feed_forward": At(f"encoder.block.{{i}}.layer.1.{feed_forward}"),
         "decoder.{i}.feed_forward": At(f"decoder.block.{{i}}.layer.2.{feed_forward}"),
     }
+    sites |= _between("encoder.block.{i}.layer.0", "decoder.block.{i}.layer.1")
     sites |= _whole("encoder", "encoder", "block") | _whole("decoder", "decoder", "block")
     return Family(
         model_class=model_class,
@@ -257,6 +270,7 @@ ENCODER_DECODER = Family(
             At("decoder.{base}.embeddings.word_embeddings", x="output"),
             At("decoder.transformer.wte", x="output"),
         ),
+        **_between(f"{_BERT}.attention.output", f"{_BERT_DECODER}.crossattention.output"),
         "encoder.{i}.output": At(_BERT, x="output"),
         "decoder.{i}.output": (At(_BERT_DECODER, x="output"), At(_GPT, x="output")),
         "encoder.output": At("encoder", x="output"),

@@ -14,9 +14,9 @@ _EVERY = re.compile(r"\*/([1-9]\d*)")
 def select_sites(patterns: list[str], sites: list[str]) -> list[str]:
     """The sites that patterns name, once each, in the host's order.
 
-    A pattern is a site's name in which `*` stands for any component, `*/4` for the layers 0, 4, 8
-    and so on, `-1` for the last layer, `{0,2}` for alternatives and `{3..11}` or `{3..11..4}` for
-    a range of layers with both ends, in steps.
+    A pattern is a site's name in which `*` stands for any component, `**` for any number of them,
+    `*/4` for the layers 0, 4, 8 and so on, `-1` for the last layer, `{0,2}` for alternatives and
+    `{3..11}` or `{3..11..4}` for a range of layers with both ends, in steps.
 
     Raises:
         SiteError: a pattern matches none (lists the host's sites), or only sites that patterns
@@ -89,7 +89,7 @@ def _layers(before: list[str], sites: list[str]) -> list[int]:
 
 def _holes(part: str, number: int) -> str:
     """`*` -> a hole for the component; `*` within a component is text, as in no site's name."""
-    return f"{{h{number}}}" if part == "*" else part
+    return {"*": f"{{h{number}}}", "**": f"{{h{number}*}}"}.get(part, part)
 
 
 def _matches(tests: tuple[Pattern, int | None], site: str) -> bool:

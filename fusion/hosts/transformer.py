@@ -288,7 +288,10 @@ def _norm(config: PretrainedConfig, site: str) -> Norm:
 
 
 TRANSFORMER = replace(
-    MARIAN, model_class="fusion.hosts.transformer:TransformerForTranslation", norm=_norm
+    MARIAN,
+    model_class="fusion.hosts.transformer:TransformerForTranslation",
+    norm=_norm,
+    sites={site: where for site, where in MARIAN.sites.items() if ".after_" not in site},
 )
 
 AutoConfig.register("fusion_transformer", TransformerConfig)

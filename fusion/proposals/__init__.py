@@ -6,7 +6,7 @@ goes through a whole checkpoint, `patterns` writes rules, `proposal` says how su
 `target` reads what they are for.
 """
 
-from fusion.proposals.proposal import Proposal, Suggestion, suggest, tensors_of
+from fusion.proposals.proposal import Proposal, Settled, Suggestion, suggest, tensors_of
 from fusion.proposals.target import propose
 
-__all__ = ["Proposal", "Suggestion", "propose", "suggest", "tensors_of"]
+__all__ = ["Proposal", "Settled", "Suggestion", "propose", "suggest", "tensors_of"]

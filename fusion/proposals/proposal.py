@@ -41,6 +41,17 @@ class Suggestion:
 
 
 @dataclass(frozen=True)
+class Settled:
+    """Names, of target and source tensors, that need no more rules."""
+
+    targets: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+
+
+NOTHING = Settled()
+
+
+@dataclass(frozen=True)
 class Proposal:
     """What `suggest` found.
 
@@ -112,6 +123,7 @@ def suggest(
     target: Mapping[str, TensorInfo],
     source: Mapping[str, TensorInfo],
     ties: Sequence[Sequence[str]] = (),
+    settled: Settled = NOTHING,
 ) -> Proposal:
     """Propose rules.
 
@@ -119,10 +131,12 @@ def suggest(
         target: the module's tensors in its order (see `tensors_of`)
         source: the checkpoint's, in the file's order
         ties: target names that are one tensor
+        settled: what has been said already; no proposed pattern matches any of it
     """
     found = found_by(match(target, source, ties), target)
+    names = [*target, *settled.targets]
     suggestions = tuple(
-        _suggestion(covered, rule, found) for covered, rule in rules_for(found, list(target))
+        _suggestion(covered, rule, found) for covered, rule in rules_for(found, names)
     )
     kept = tuple(name for name, one in found.items() if one.keeps(name))
     used = {key for one in found.values() for key in one.sources}
@@ -133,7 +147,7 @@ def suggest(
         if name not in found and not any(other in found for other in group.get(name, []))
     }
     rest = tuple(key for key in source if key not in used)
-    proposal = Proposal(suggestions, kept, lost, rest, _ignored(rest, source, target))
+    proposal = Proposal(suggestions, kept, lost, rest, _ignored(rest, source, target, settled))
     _check(proposal, found)
     return proposal
 
@@ -180,9 +194,13 @@ def _why(name: str, info: TensorInfo, source: Mapping[str, TensorInfo], used: se
 
 
 def _ignored(
-    rest: Sequence[str], source: Mapping[str, TensorInfo], target: Mapping[str, TensorInfo]
+    rest: Sequence[str],
+    source: Mapping[str, TensorInfo],
+    target: Mapping[str, TensorInfo],
+    settled: Settled,
 ) -> dict[str, str]:
     """Patterns that match what nothing takes, and nothing else."""
+    known = [*source, *settled.sources]
     free, shapes = set(rest), {tuple(info.shape) for info in target.values()}
     found: dict[str, str] = {}
     covered: set[str] = set()
@@ -192,7 +210,7 @@ def _ignored(
         parts = key.split(".")
         heads = [".".join([*parts[:n], "{rest*}"]) for n in range(1, len(parts))]
         for text in [*heads, key]:
-            hits = {name for name in source if Pattern(text).match(name) is not None}
+            hits = {name for name in known if Pattern(text).match(name) is not None}
             if text == key or (hits <= free and len(hits) > 1 and not hits & covered):
                 fits = any(tuple(source[name].shape) in shapes for name in hits)
                 reason = "no tensor of the target " + ("needs it" if fits else "has its shape")

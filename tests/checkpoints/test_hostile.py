@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from pickled import entry, name, program, tensor, text, write_zip
+from pickled import entry, integer, name, program, tensor, text, write_zip
 
 from fusion.checkpoints.directory import open_source
 from fusion.checkpoints.distributed import open_distributed
@@ -52,8 +52,8 @@ def attacks(trace: Path) -> dict[str, tuple[Any, str]]:
         "eval": (Reduces(eval, code), "builtins.eval"),
         "exec": (Reduces(exec, code), "builtins.exec"),
         "subprocess": (Reduces(subprocess.check_call, ["touch", str(trace)]), "subprocess."),
-        "getattr": (Reduces(getattr, Reduces(eval, code), "x", None), "builtins.getattr"),
-        "a chain of getattr": (system, "builtins.getattr"),
+        "getattr": (Reduces(getattr, Reduces(eval, code), "x", None), "builtins.eval"),
+        "a chain of getattr": (system, "builtins.__import__"),
         "map": (Reduces(list, Reduces(map, eval, [code])), "builtins.map"),
         "open": (Reduces(builtins.open, str(trace), "w"), "io.open"),
         "partial": (called, "builtins.eval"),
@@ -189,6 +189,94 @@ def test_a_state_cannot_reach_a_class_or_change_how_a_stand_in_behaves(tmp_path:
     called = write_zip(tmp_path / "o.pt", entry("x", name("a", "B") + b")R)R"))
     with pytest.raises(SourceError, match="a call of what is no class"):
         load_pickle(called)
+
+
+def getattr_of(subject: bytes, attribute: bytes) -> bytes:
+    """Instructions of `getattr(subject, attribute)`."""
+    return name("builtins", "getattr") + b"(" + subject + attribute + b"tR"
+
+
+COLOUR = name("harmless", "Colour")
+MEMBER = getattr_of(COLOUR, text("RED"))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_member_of_an_enum_as_python_3_11_2_pickles_it_is_an_inert_stand_in(
+    tmp_path: Path, protocol: int
+) -> None:
+    body = {
+        0: b"c__builtin__\ngetattr\np0\n(cevil_module\nColour\np1\nVRED\np2\ntp3\nRp4\n",
+        2: b"c__builtin__\ngetattr\nq\x00cevil_module\nColour\nq\x01X\x03\x00\x00\x00REDq\x02"
+        b"\x86q\x03Rq\x04",
+        4: b"\x8c\x08builtins\x94\x8c\x07getattr\x94\x93\x94\x8c\x0bevil_module\x94\x8c\x06Colour"
+        b"\x94\x93\x94\x8c\x03RED\x94\x86\x94R\x94",
+    }[protocol]
+    path = write_zip(tmp_path / "m.pt", entry("colour", body))
+    found = load_pickle(path)["colour"]
+    assert type(found) is StandIn
+    assert (str(found.stands_for), found.arguments) == ("evil_module.Colour", ("RED",))
+    assert vars(found) == {}
+    assert "evil_module" not in sys.modules
+
+
+def test_a_second_member_may_take_getattr_from_the_memo(tmp_path: Path) -> None:
+    again = b"h\x07" + b"(" + COLOUR + text("BLUE") + b"tR"
+    both = name("builtins", "getattr") + b"q\x07(" + COLOUR + text("RED") + b"tR" + again + b"\x86"
+    found = load_pickle(write_zip(tmp_path / "m.pt", entry("x", both)))["x"]
+    assert [one.arguments for one in found] == [("RED",), ("BLUE",)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        getattr_of(getattr_of(name("os", "x"), text("x")), text("system"))
+        + b"("
+        + text("id")
+        + b"tR",
+        getattr_of(MEMBER, text("system")) + b"(" + text("id") + b"tR",
+        getattr_of(MEMBER, text("x")),
+        getattr_of(name("harmless", "os"), text("system")),
+        getattr_of(name("builtins", "type"), text("mro")),
+        getattr_of(name("builtins", "object"), text("x")),
+        getattr_of(name("collections", "OrderedDict"), text("fromkeys")),
+        getattr_of(name("torch", "FloatStorage"), text("from_file")),
+        getattr_of(name("torch", "float32"), text("to_real")),
+        getattr_of(COLOUR, text("__class__")),
+        getattr_of(COLOUR, text("_hidden")),
+        getattr_of(COLOUR, text("a.b")),
+        getattr_of(COLOUR, text("eval")),
+        getattr_of(COLOUR, text("")),
+        getattr_of(COLOUR, integer(3)),
+        getattr_of(COLOUR, b"C\x03RED"),
+        getattr_of(COLOUR, text("RED") + b"N"),
+        getattr_of(COLOUR, b""),
+        getattr_of(COLOUR + b")\x81", text("RED")),
+        getattr_of(text("text"), text("upper")),
+        name("builtins", "getattr"),
+        name("builtins", "getattr") + b"N\x86",
+        name("builtins", "getattr") + b"]\x94h\x00a",
+        name("builtins", "getattr") + COLOUR + text("RED") + b"\x86\x81",
+        name("builtins", "getattr") + b"}b",
+        name("builtins", "getattr") + b"2R",
+        name("builtins", "getattr") + b"0N",
+        name("builtins", "getattr") + b"N",
+        b"(" + name("builtins", "getattr") + COLOUR + text("RED") + b"o",
+        name("builtins", "getattr") + b"(" + name("builtins", "getattr") + text("x") + b"tR",
+        b"(" + name("builtins", "getattr") + b"1N",
+        b"(" + name("builtins", "getattr") + b"l",
+    ],
+)
+def test_every_other_use_of_getattr_is_refused(tmp_path: Path, body: bytes) -> None:
+    path = write_zip(tmp_path / "m.pt", entry("a", body))
+    with pytest.raises(SourceError, match=r"refused: it pickles .*; nothing of it was run"):
+        load_pickle(path)
+
+
+@pytest.mark.parametrize("call", [b"(" + text("id") + b"tR", b")R", b")\x81", b")}\x92"])
+def test_what_getattr_gave_can_not_be_called(tmp_path: Path, call: bytes) -> None:
+    path = write_zip(tmp_path / "m.pt", entry("a", MEMBER + call))
+    with pytest.raises(SourceError, match="a call of what is no class"):
+        load_pickle(path)
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,8 @@ def test_what_lies_beside_the_tensors_is_kept_as_plain_data_or_stand_ins(
     assert found["args"].arch == "transformer"
     assert torch.equal(found["meter"].average, torch.tensor([2.5]))
     assert str(found["meter"].stands_for) == f"{__name__}.Meter"
-    assert found["colour"].arguments == (1,)
+    by_name = Colour.RED.__reduce_ex__(2)[0] is getattr  # as Python 3.11.2 pickles it
+    assert found["colour"].arguments == (("RED",) if by_name else (1,))
     assert found["config"].entries == {"width": 3}
     assert found["config"].frozen is True
     assert found["slotted"].value == 7
@@ -205,7 +206,8 @@ def test_classes_that_are_not_installed_are_no_obstacle(tmp_path: Path) -> None:
         "import torch, vanished_toolkit as v\n"
         "torch.save({'model': {'w': torch.ones(2)}, 'meters': [v.Meter()]}, 'm.pt')\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(folder)}
+    paths = os.pathsep.join([str(folder), *sys.path])
+    environment = os.environ | {"PYTHONPATH": paths}
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
     with pytest.raises(ModuleNotFoundError):
         torch.load(tmp_path / "m.pt", weights_only=False)

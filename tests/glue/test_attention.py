@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from fusion.errors import ShapeError
 from fusion.glue.attention import MemoryAttention
@@ -70,6 +71,88 @@ def test_two_modules_never_share_the_keys_of_one_memory(attention: MemoryAttenti
     for _ in range(2):
         assert torch.equal(attention(x, read), expected[0])
         assert torch.equal(other(x, read), expected[1])
+
+
+def formula(module: MemoryAttention, x: Tensor, read: Memory) -> Tensor:
+    """softmax(q k^T d^-0.5) v as it is written, by autograd, with the memory repeated for beams."""
+    beams = x.shape[0] // read.states.shape[0]
+    states = read.states.repeat_interleave(beams, dim=0)
+    q, k, v = (
+        projection(part).unflatten(-1, (module.heads, -1)).transpose(1, 2)
+        for projection, part in (
+            (module.q_proj, x),
+            (module.k_proj, states),
+            (module.v_proj, states),
+        )
+    )
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    if read.mask is not None:
+        mask = read.mask.repeat_interleave(beams, dim=0)[:, None, None, :]
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return module.out_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_output_and_every_gradient_are_those_of_the_formula(
+    attention: MemoryAttention, padded: bool, beams: int
+) -> None:
+    read = memory()
+    read.mask = read.mask if padded else None
+    x = torch.randn(2 * beams, 4, 8, dtype=torch.float64, requires_grad=True)
+    read.states.requires_grad_()
+    wanted = [x, read.states, *attention.parameters()]
+    up = torch.randn(2 * beams, 4, 8, dtype=torch.float64)
+    found, expected = attention(x, read), formula(attention, x, read)
+    assert torch.allclose(found, expected, atol=1e-12)
+    ours = torch.autograd.grad((found * up).sum(), wanted)
+    theirs = torch.autograd.grad((expected * up).sum(), wanted)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [1, 6])  # fewer rows than the width of 8, and more
+def test_a_gate_multiplies_the_output_and_learns(attention: MemoryAttention, length: int) -> None:
+    read, x = memory(), torch.randn(2, length, 8, dtype=torch.float64)
+    for value in (0.0, 0.7):
+        gate = torch.full((1,), value, dtype=torch.float64, requires_grad=True)
+        bare = attention(x, read).detach()
+        gated = attention(x, read, gate)
+        assert torch.allclose(gated, value * bare, atol=1e-12)
+        (slope,) = torch.autograd.grad(gated.sum(), [gate])
+        assert torch.allclose(slope, bare.sum(), atol=1e-10)
+
+
+def test_gradients_hold_under_dropout() -> None:
+    module = MemoryAttention(4, 3, heads=2, dropout=0.4).double()
+    x = torch.randn(1, 2, 4, dtype=torch.float64, requires_grad=True)
+    states = torch.randn(1, 3, 3, dtype=torch.float64, requires_grad=True)
+
+    def same_draw(x: Tensor, states: Tensor) -> Tensor:
+        torch.manual_seed(5)
+        return module(x, Memory(states, None))  # type: ignore[no-any-return]
+
+    assert torch.autograd.gradcheck(same_draw, (x, states))
+
+
+def test_under_autocast_the_states_are_cast_once_for_all_that_read_them() -> None:
+    modules = [MemoryAttention(8, 6, heads=2) for _ in range(3)]
+    read, x = Memory(torch.randn(2, 5, 6), None), torch.randn(2, 4, 8)
+    seen: list[Tensor] = []
+    for module in modules:
+        for projection in (module.k_proj, module.v_proj):
+            projection.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    plain = [module(x, read) for module in modules]
+    assert all(states is read.states for states in seen)
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        halves = [module(x, read) for module in modules]
+        assert seen[0].dtype == torch.bfloat16 and all(states is seen[0] for states in seen)
+        read.states = torch.zeros_like(read.states)
+        modules[0](x, read)
+    assert bool((seen[-1] == 0).all())
+    for one, other in zip(plain, halves, strict=True):
+        assert torch.allclose(one, other.float(), atol=0.03)
 
 
 def test_dropout_acts_in_training_only() -> None:

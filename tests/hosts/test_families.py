@@ -118,6 +118,8 @@ def test_every_layer_of_every_family_has_its_sites(name: str) -> None:
     if name == "t5gemma2":
         expected -= {f"decoder.{layer}.self_attention" for layer in range(3)}
     further = {"decoder.output", *(f"decoder.{layer}.output" for layer in range(3))}
+    between = {"encoder.{}.after_self_attention": encoder, "decoder.{}.after_cross_attention": 3}
+    further |= {site.format(i) for site, count in between.items() for i in range(count)}
     assert expected <= set(sites) <= expected | further
     assert len({id(seat.module) for seat in sites.values()}) == len(sites)
     assert family.heads(host.config, "encoder.0.self_attention") == 2

@@ -30,6 +30,8 @@ DEEP = [
         (["{encoder,decoder}.0.self_attention"], [SITES[0], SITES[3]]),
         (["{encoder,decoder}.{0,1}.self_attention"], [*SITES[:2], *SITES[3:5]]),
         (["*.*.*"], SITES),
+        (["**.cross_attention"], SITES[6:]),
+        (["**.{0,1}.cross_attention"], SITES[6:8]),
         (["decoder.0.cross_attention", "encoder.0.self_attention"], [SITES[0], SITES[6]]),
         (["encoder.0.self_attention", "encoder.*.self_attention"], SITES[:3]),
     ],

@@ -40,7 +40,8 @@ def attention(
         part = slice(head * size, (head + 1) * size)
         scores = torch.einsum("btd,bsd->bts", q[..., part], k[..., part]) / size**0.5
         scores = scores.masked_fill(~allowed, float("-inf"))
-        weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
+        weights = (scores - scores.amax(-1, keepdim=True)).exp()  # exp alone overflows at 709
+        weights = weights / weights.sum(-1, keepdim=True)
         outputs.append(torch.einsum("bts,bsd->btd", weights, v[..., part]))
     return linear(p, f"{name}.out_proj", torch.cat(outputs, -1))
 

@@ -47,6 +47,45 @@ def test_evaluation_is_the_papers_equation(
     bench.check(equation(bench, lambda: weights))
 
 
+@pytest.mark.parametrize("weights", [(1, 1), (0.5, 0.25), (1, 0), (0, 1)])
+def test_weights_are_those_of_evaluation_and_of_training_without_drop_net(
+    make_bench: Any, weights: tuple[float, float]
+) -> None:
+    bench = make_bench(method="bert-fused", drop_net=0.0, weights=list(weights))
+    bench.check(equation(bench, lambda: weights))
+    for seed, glue in enumerate(bench.model.glue_modules.values()):
+        glue.train()
+        glue.draw(random.Random(seed))
+    bench.check(equation(bench, lambda: weights))
+
+
+def test_drop_net_drops_from_given_weights_as_from_the_starts_own() -> None:
+    glue = BertFused(PLACE, drop_net=0.6, weights=[1, 0.25]).train()
+    neutral = BertFused(PLACE, start="neutral", drop_net=0.6, weights=[1, 0.25]).train()
+    x, memory = torch.randn(1, 1, 4), Memory(torch.randn(1, 2, 6), None)
+    for seed in range(20):
+        u = random.Random(seed).random()
+        for one, (of_host, of_memory) in {
+            glue: (1.0, 0.0) if u < 0.3 else (0.0, 1.0) if u > 0.7 else (1.0, 0.25),
+            neutral: (1.0, 0.0) if u < 0.3 else (1.0, 0.25 / 0.7),
+        }.items():
+            one.draw(random.Random(seed))
+            expected = of_host * x + of_memory * one.attention(x, memory)
+            assert torch.allclose(one(x, lambda: x, memory), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [[1], [1, 1, 1], "ab", 1, [1, None], [float("nan"), 1]])
+def test_weights_that_are_not_two_numbers_are_refused(weights: Any) -> None:
+    with pytest.raises(RecipeError, match="weights: two numbers"):
+        BertFused(PLACE, weights=weights)
+
+
+def test_a_neutral_start_refuses_another_weight_of_the_host() -> None:
+    assert BertFused(PLACE, start="neutral", weights=[1, 0.5]).neutral
+    with pytest.raises(RecipeError, match=r"neutral keeps the host's at 1; found \[0.5, 1\]"):
+        BertFused(PLACE, start="neutral", weights=[0.5, 1])
+
+
 def paper_weights(u: float, p: float) -> tuple[float, float]:
     if u < p / 2:
         return 1.0, 0.0

@@ -1,0 +1,47 @@
+"""Tensors that a transformers class computes, such as sinusoidal positions: each made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+def computing(model: PreTrainedModel) -> Callable[[nn.Module], None]:
+    """A model's `_init_weights`, which fills modules that are alike by a copy of the first one.
+
+    Transformers leaves out of a checkpoint what a class computes, so that depends on nothing but
+    the class and a module's attributes. Marian's table of positions is slow to make, and encoder
+    and decoder have the same one. Only for such tensors: two alike modules that are initialised at
+    random would become equal.
+    """
+    made: dict[Any, Tensor] = {}
+
+    def fill(module: nn.Module) -> None:
+        alike = _likeness(module)
+        if alike in made:
+            _only_tensor(module).copy_(made[alike])
+            return
+        model._init_weights(module)
+        if alike is not None:
+            made[alike] = _only_tensor(module).detach().clone()
+
+    return fill
+
+
+def _only_tensor(module: nn.Module) -> Tensor:
+    return next(iter([*module.parameters(recurse=False), *module.buffers(recurse=False)]))
+
+
+def _likeness(module: nn.Module) -> Any:
+    """Equal for modules of a class with one tensor and the same attributes; None: not for sure."""
+    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    if len(tensors) != 1 or next(module.children(), None) is not None:
+        return None
+    usual = nn.Module().__dict__
+    own = {name: value for name, value in module.__dict__.items() if name not in usual}
+    if not all(isinstance(value, int | float | str | type(None)) for value in own.values()):
+        return None
+    return type(module), tensors[0].shape, tensors[0].dtype, tuple(sorted(own.items()))

