@@ -33,6 +33,7 @@ from fusion.planning import Plan
 from fusion.processor import EncoderText, FusionProcessor, load_tokenizer
 from fusion.recipe import EncoderSpec, GlueSpec, Recipe, SentencePieceSpec
 from fusion.registry import GLUE, HOSTS, TOOLKITS
+from fusion.timetable import freeze_never_trained
 from fusion.warmstart import plan as plan_part
 from fusion.warmstart import verify_total, warm_start
 
@@ -222,6 +223,7 @@ def _build(recipe: Recipe, host_config: PretrainedConfig) -> tuple[FusedModel, l
             'prompt; for example "Translate to German: {source}\n"'
         )
     model = blank_model(config)
+    freeze_never_trained(recipe, model)
     _check_limits(recipe, model)
     return model, parts_of_recipe(recipe, model)
 

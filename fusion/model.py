@@ -168,6 +168,7 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.mixes = nn.ModuleDict()
         self.glue = nn.ModuleDict()
         self.clock = Clock()
+        self.host_at_rest = config.freeze_host  # nothing of it is trained now: eval mode
         self.placement = Placement(self.family.causal)
         self._place_glue()
         if config.freeze_host:
@@ -226,7 +227,7 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def train(self, mode: bool = True) -> FusedModel:
         """As `nn.Module.train`; frozen parts stay in eval mode."""
         super().train(mode)
-        if self.config.freeze_host:
+        if self.host_at_rest:
             self.host.eval()
         return self
 

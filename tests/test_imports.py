@@ -83,6 +83,12 @@ def modules() -> list[Path]:
     return sorted(ROOT.rglob("*.py"))
 
 
+def home_of(module: str) -> Path:
+    """The file of a module, or of a package."""
+    place = ROOT.parent.joinpath(*module.split("."))
+    return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+
+
 def unit(path: Path) -> str:
     return path.relative_to(ROOT).with_suffix("").parts[0]
 
@@ -157,7 +163,7 @@ def test_every_exception_is_still_needed_and_waits_until_it_is_called() -> None:
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_the_light_modules_import_nothing_heavy_at_module_level(name: str) -> None:
-    path = ROOT / f"{name}.py"
+    path = home_of(f"fusion.{name}")
     tree = ast.parse(path.read_text(encoding="utf-8"))
     tops = {found.partition(".")[0] for found in imported(path, at_import_time(tree))}
     assert tops & HEAVY == set()
@@ -183,9 +189,10 @@ def test_importing_the_light_modules_brings_in_no_torch(statement: str) -> None:
 def test_every_public_name_has_a_home_and_every_home_a_public_name() -> None:
     assert set(fusion.__all__) == {*fusion._HOME, "__version__"}
     for name, module in fusion._HOME.items():
-        home = ROOT.parent.joinpath(*module.split(".")).with_suffix(".py")
+        home = home_of(module)
         tree = ast.parse(home.read_text(encoding="utf-8"))
         bound = {n.name for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
+        bound |= {a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
         bound |= {
             target.id
             for node in tree.body
