@@ -103,6 +103,10 @@ class FusionProcessor:
     ) -> None:
         if tokenizer.pad_token_id is None:  # a language model without padding of its own
             tokenizer.pad_token = tokenizer.eos_token
+        if causal and tokenizer.eos_token_id is None:
+            raise ModelError(
+                "the host's tokenizer has no end mark (eos_token), so a translation could not end"
+            )
         self.tokenizer = tokenizer
         self.prompt = prompt
         self.causal = causal

@@ -88,7 +88,9 @@ def letter_tokenizer(
         pieces += [word for word in WORDS if word not in pieces]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
-    return BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=1000)
+    return BertTokenizerFast(
+        vocab=str(folder / "vocab.txt"), model_max_length=1000, eos_token="[SEP]"
+    )
 
 
 def save_part(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:

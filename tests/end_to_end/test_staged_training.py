@@ -134,13 +134,13 @@ def test_two_ranks_go_through_the_stages_as_one_that_accumulates(staged: Workspa
         write_json(folder / still / "config.json", config | off)
     common = ("train", "staged.yaml", "host.source=./still_host", "encoders.bert.source=still_bert")
     common += ("train.eval_steps=13",)
-    two = staged.ranks(2, *common, "output=runs/two")
+    two = staged.ranks(2, *common, "output=runs/staged-two")
     assert two.returncode == 0, two.stderr.decode()
-    one = staged.run(*common, "output=runs/one", "train.gradient_accumulation_steps=2")
+    one = staged.run(*common, "output=runs/staged-one", "train.gradient_accumulation_steps=2")
     assert one.returncode == 0, one.stderr.decode()
     first, second = (
         [log["loss"] for log in read_json(folder / run / "run.json")["history"] if "loss" in log]
-        for run in ("runs/one", "runs/two")
+        for run in ("runs/staged-one", "runs/staged-two")
     )
     assert len(first) == 13
     torch.testing.assert_close(first, second, atol=1e-4, rtol=0)

@@ -22,7 +22,7 @@ def loader(path: Path) -> Callable[[list[str]], Recipe]:
 
 
 @pytest.mark.parametrize(
-    ("limit", "last"), [(16 * GB, "batches of 8,192 tokens"), (8 * GB, "batches of 4,096 tokens")]
+    ("limit", "last"), [(16 * GB, "batches of 8,192 tokens"), (8 * GB, "batches of 2,048 tokens")]
 )
 def test_a_base_host_and_encoder_that_do_not_fit_are_given_settings_that_fit(
     base_recipe: Path, limit: int, last: str

@@ -78,7 +78,7 @@ def wrong_glue() -> Iterator[Callable[[type[Glue]], str]]:
     names: list[str] = []
 
     def register(kind: type[Glue]) -> str:
-        name = f"wrong-{len(names)}"
+        name = f"wrong-{kind.__name__}"
         GLUE.register(name)(kind)
         names.append(name)
         return name
@@ -143,5 +143,5 @@ def test_a_wrong_method_is_named_with_the_check_and_the_remedy(
 
 
 def test_a_check_that_does_not_exist_cannot_be_skipped() -> None:
-    with pytest.raises(FusionError, match='skip: no check "compiles".*compile'):
+    with pytest.raises(FusionError, match=r'skip: no check "compiles".*compile'):
         check_glue("gated", skip=["compiles"])
