@@ -32,7 +32,7 @@ from fusion.parts import (
 from fusion.planning import Plan
 from fusion.processor import EncoderText, FusionProcessor, load_tokenizer
 from fusion.recipe import EncoderSpec, GlueSpec, Recipe, SentencePieceSpec
-from fusion.registry import GLUE, HOSTS, TOOLKITS
+from fusion.registry import ENCODERS, GLUE, HOSTS, TOOLKITS
 from fusion.timetable import freeze_never_trained
 from fusion.warmstart import plan as plan_part
 from fusion.warmstart import verify_total, warm_start
@@ -234,6 +234,7 @@ def _default_sites(spec: GlueSpec, family: Family) -> list[str]:
 
 
 def _encoder_spec(name: str, spec: EncoderSpec) -> dict[str, Any]:
+    ENCODERS.get(spec.builder)  # a plug-in brings its config's class
     config = read_config(encoder_directory(spec), f"encoders.{name}.source")
     if config.model_type in ONE_MEMORY and spec.layer != -1:
         raise RecipeError(

@@ -29,7 +29,7 @@ from fusion.encoders.part import EncoderPart
 from fusion.errors import FusionError, ModelError, RecipeError
 from fusion.glue.base import Glue, Place
 from fusion.glue.mix import LayerMix
-from fusion.hosts.family import family_of
+from fusion.hosts.family import family_of, import_plugin
 from fusion.ledger import Ledger
 from fusion.memory import Memory, joined
 from fusion.placement import Memories, Placed, Placement, place_of, seats_for, sites_of
@@ -91,6 +91,7 @@ class FusedConfig(PretrainedConfig):  # type: ignore[misc]
 def config_from_dict(raw: dict[str, Any]) -> PretrainedConfig:
     """A transformers config from its dict, by model_type."""
     raw = dict(raw)
+    import_plugin(raw["model_type"])
     return AutoConfig.for_model(raw.pop("model_type"), **raw)
 
 

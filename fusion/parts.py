@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fusion.checkpoints.bert_nmt import HOST, piece, shares
 from fusion.checkpoints.directory import locate, open_source
@@ -21,6 +21,7 @@ from fusion.encoders.auto import LEFT_OUT
 from fusion.encoders.sentence_transformers import transformer_directory
 from fusion.errors import RecipeError, SourceError
 from fusion.glue.mix import LayerMix
+from fusion.hosts.family import config_of
 from fusion.keymap import KeyMap, Pattern, first_match
 from fusion.model import FusedModel
 from fusion.planning import every_tensor
@@ -99,7 +100,7 @@ def read_config(directory: Path, where: str) -> PretrainedConfig:
         SourceError: there is none that transformers reads.
     """
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(directory)
+        config = config_of(directory)
     except (OSError, ValueError, KeyError) as error:
         raise SourceError(
             f"{where}: {directory}: no config: {str(error).splitlines()[0]}"

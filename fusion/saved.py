@@ -23,13 +23,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from fusion.blank import blank_model
 from fusion.checkpoints.directory import open_source
 from fusion.checkpoints.safetensors import open_safetensors
 from fusion.checkpoints.source import Source, TensorInfo, tensor_digest
 from fusion.errors import FusionError, LedgerError, ModelError, SourceError, nearest
+from fusion.hosts.family import config_of
 from fusion.ledger import Entry, Ledger, Origin
 from fusion.model import FusedConfig, FusedModel
 from fusion.operations import Operation, parse, run
@@ -198,7 +199,7 @@ def read_config(directory: Path) -> FusedConfig:
         ModelError: it is missing or broken.
     """
     try:
-        config = AutoConfig.from_pretrained(directory)
+        config = config_of(directory)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{directory}: {str(error).splitlines()[0]}") from None
     return config if isinstance(config, FusedConfig) else FusedConfig(host=config.to_dict())

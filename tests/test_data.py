@@ -82,7 +82,7 @@ ROW = b'{"translation": {"en": "a", "de": "b"}}'
     [
         ("t.jsonl", ROW + b"\n\n" + ROW + b"\n"),
         ("t.json", b"[" + ROW + b",\n" + ROW + b"]"),
-        ("t.jsonl.gz", gzip.compress(ROW + b"\n" + ROW)),
+        ("t.jsonl.gz", gzip.compress(ROW + b"\n" + ROW, mtime=0)),
     ],
 )
 def test_nested_columns_are_read_from_json(tmp_path: Path, name: str, content: bytes) -> None:

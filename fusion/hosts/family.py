@@ -6,10 +6,11 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from fusion.errors import RecipeError, SiteError, nearest
 from fusion.hosts.site import At, Seat
@@ -170,6 +171,24 @@ def _field(config: PretrainedConfig, path: str, *default: Any) -> Any:
     first, _, rest = path.partition(".")
     value = getattr(config, first, *default)
     return _field(value, rest, *default) if rest and value is not None else value
+
+
+def import_plugin(model_type: str | None) -> None:
+    """Import what brings a model type, so that transformers' AutoConfig knows it."""
+    if model_type in HOSTS.names():
+        HOSTS.get(model_type)
+
+
+def config_of(directory: str | Path) -> PretrainedConfig:
+    """The config in a directory; a plug-in's config class too.
+
+    Raises:
+        OSError, ValueError, KeyError: there is none that transformers reads.
+    """
+    raw, _ = PretrainedConfig.get_config_dict(directory)
+    import_plugin(raw.get("model_type"))
+    config: PretrainedConfig = AutoConfig.from_pretrained(directory)
+    return config
 
 
 def family_of(config: PretrainedConfig) -> tuple[str, Family]:

@@ -62,7 +62,9 @@ class EncoderChoice:
         if self.tokenizer is not None:
             tokenizer = self.tokenizer(folder)
         else:
-            tokenizer = letter_tokenizer(folder, pad=self.config.pad_token_id or 0)
+            tokenizer = letter_tokenizer(
+                folder, pad=getattr(self.config, "pad_token_id", None) or 0
+            )
         return save_part(model, tokenizer, folder)
 
 
