@@ -473,8 +473,9 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return self.host.get_output_embeddings()  # type: ignore[no-any-return]
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        """The host's way to shift labels right `[B, U]`."""
-        if self.family.shifts_labels:
+        """The host's way to shift labels right `[B, U]`, that of BART where it names none."""
+        own = hasattr(self.host, "prepare_decoder_input_ids_from_labels")
+        if self.family.shifts_labels and own:
             shifted: Tensor = self.host.prepare_decoder_input_ids_from_labels(labels)
             return shifted
         config = self.host.config

@@ -172,10 +172,14 @@ class Bench:
         return {name: tensor for name, tensor in self.batch.items() if name != "labels"}
 
 
-def logits_of(model: Any, batch: Batch) -> Tensor:
-    """Logits of the translations, whatever the host does with labels."""
+def logits_of(model: Any, batch: Batch, shifts: FusedModel | None = None) -> Tensor:
+    """Logits of the translations, whatever the host does with labels.
+
+    Args:
+        shifts: shifts the labels, for a model that cannot
+    """
     source = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    start = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    start = (shifts or model).prepare_decoder_input_ids_from_labels(batch["labels"])
     with torch.no_grad():
         logits: Tensor = model(**source, decoder_input_ids=start).logits
     return logits

@@ -71,7 +71,7 @@ def remove(bench: Bench) -> None:
         if bench.family.causal:
             found = logits_of(model, bench.batch)
         else:
-            found = logits_of(host, model.split_inputs(bench.batch)[1])
+            found = logits_of(host, model.split_inputs(bench.batch)[1], shifts=model)
     finally:
         model.placement.attach()
     if not torch.equal(found, alone) or list(host.state_dict()) != names:
@@ -313,7 +313,7 @@ def host_logits(bench: Bench) -> Tensor:
         with model.without_glue():
             return logits_of(model, bench.batch)
     plain = bench.family.architecture.from_pretrained(bench.host_folder).eval()
-    return logits_of(plain, model.split_inputs(bench.batch)[1])
+    return logits_of(plain, model.split_inputs(bench.batch)[1], shifts=model)
 
 
 def _apart(found: Tensor, expected: Tensor) -> str:
