@@ -137,7 +137,8 @@ def page(found: dict[str, str], about: dict[str, Any]) -> str:
         "# What works together",
         "",
         f"{len(found)} cells run, {works} work. A cell composes a tiny model of saved parts,",
-        "takes a training step, generates with 3 beams, saves, loads (bitwise equal logits) and verifies.",
+        "takes a training step, generates with 3 beams, saves, loads (bitwise equal logits) and",
+        "verifies.",
         f"`python -m benchmarks.matrix --scale full`; torch {about['torch']}, transformers "
         f"{about['transformers']}, commit {about['commit']}.",
         "",

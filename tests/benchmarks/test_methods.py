@@ -10,6 +10,8 @@ import pytest
 if TYPE_CHECKING:
     from .conftest import Results, RunModule
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def record(methods: Results) -> dict[str, Any]:

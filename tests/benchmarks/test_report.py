@@ -8,10 +8,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from .conftest import Results, RunModule
 
 VOID = {"meta", "img", "br", "link"}
+
+pytestmark = pytest.mark.slow
 
 
 class Checked(HTMLParser):

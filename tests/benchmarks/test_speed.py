@@ -11,6 +11,8 @@ import pytest
 if TYPE_CHECKING:
     from .conftest import RunModule
 
+pytestmark = pytest.mark.slow
+
 
 def record(run_module: RunModule, program: str, folder: Path) -> dict[str, Any]:
     """What the program leaves behind at the scale that only shows that it runs."""

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 ROWS = ["host", "continued", "fused", "published", "scratch", "deeper"]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def record(warm: Results) -> dict[str, Any]:
