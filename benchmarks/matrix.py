@@ -16,6 +16,7 @@ import json
 import logging
 import sys
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def full() -> list[Cell]:
     """Every host with every method; every encoder with two methods in two hosts."""
     cells = [Cell(host, "bert", method) for host in hosts() for method in GLUE.names()]
     pairs = itertools.product(ENCODERS, ("bert-fused", "gated"), ("marian", "t5"))
-    return [*cells, *(Cell(host, encoder, method) for encoder, method, host in pairs)]
+    return list(dict.fromkeys([*cells, *(Cell(host, one, method) for one, method, host in pairs)]))
 
 
 def pairwise() -> list[Cell]:
@@ -103,7 +104,7 @@ def run(cell: Cell) -> str:
         try:
             _try(bench)
         except FusionError as error:
-            return " ".join(str(error).split())
+            return textwrap.shorten(str(error), 200)
         except Exception as error:
             return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     return WORKS

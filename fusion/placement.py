@@ -143,8 +143,12 @@ def place_of(
         norm, eps = "post", float(getattr(config, "layer_norm_eps", None) or 1e-5)
     else:
         config = host.config
-        width, heads = family.width(config, site), family.heads(config, site)
-        norm, eps = str(family.norm_at(config, site)), family.epsilon(config)
+        side = site
+        if ":" in site:
+            path = site.partition(":")[2].split(".")
+            side = "encoder.module" if "encoder" in path[:2] else "decoder.module"
+        width, heads = family.width(config, side), family.heads(config, side)
+        norm, eps = str(family.norm_at(config, side)), family.epsilon(config)
     inner = None
     if ":" in site:
         if not isinstance(seat.module, nn.Linear):

@@ -29,7 +29,9 @@ class Lora(Glue):
     Differs: nothing is merged into W
     """
 
-    default_sites = ("host:**.{q_proj,v_proj,q,v,query,value}",)
+    default_sites = (
+        "host:**.{q_proj,v_proj,q,v,query,value,query_proj,value_proj,qkv_proj,query_key_value}",
+    )
     causal_sites = default_sites
     reads_memory = False
 

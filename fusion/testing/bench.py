@@ -55,6 +55,7 @@ class EncoderChoice:
         """Its directory, with random weights."""
         torch.manual_seed(1)
         if self.builder == "auto":
+            self.config.architectures = self.config.architectures or []  # AutoModel reads a list
             model = AutoModel.from_config(self.config)
         else:
             model = ENCODERS.get(self.builder)(self.config)
