@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,13 @@ from fusion.subwords import train_tokenizer
 from fusion.synthetic import generate
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: every core has a worker
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that the workers end at about the same time."""
+    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
+
 
 SENTENCES = [
     "the cat sleeps .",

@@ -85,6 +85,7 @@ def test_workers_read_the_cache(trained: Trained, on_the_fly: list[float], with_
     )
 
 
+@pytest.mark.slow
 def test_two_ranks_fill_one_cache_and_train_as_without_it(trained: Trained) -> None:
     workspace = trained.workspace
     common = ("train", "fused.yaml", "train.max_steps=4", "train.eval_steps=4")

@@ -6,6 +6,7 @@ import json
 import shutil
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def losses(workspace: Workspace, run: str) -> list[float]:
     return [entry["loss"] for entry in record["history"] if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_two_ranks_train_with_a_penalty_as_one_that_accumulates(trained: Trained) -> None:
     workspace = trained.workspace
     (workspace.folder / "drawn.yaml").write_text(DRAWN, encoding="utf-8")

@@ -62,7 +62,7 @@ def staged(workspace: Workspace) -> Workspace:
     return workspace
 
 
-@pytest.mark.parametrize("stop", [4, 8])
+@pytest.mark.parametrize("stop", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_run_killed_between_or_within_stages_resumes_and_ends_with_the_same_bits(
     staged: Workspace, stop: int
 ) -> None:
@@ -123,6 +123,7 @@ def test_run_json_and_tensorboard_have_every_parts_rate(staged: Workspace) -> No
     assert {"train/loss", "eval/bleu"} <= set(events.Tags()["scalars"])
 
 
+@pytest.mark.slow
 def test_two_ranks_go_through_the_stages_as_one_that_accumulates(staged: Workspace) -> None:
     folder = staged.folder
     for source, still, off in (

@@ -22,7 +22,11 @@ def loader(path: Path) -> Callable[[list[str]], Recipe]:
 
 
 @pytest.mark.parametrize(
-    ("limit", "last"), [(16 * GB, "batches of 8,192 tokens"), (8 * GB, "batches of 2,048 tokens")]
+    ("limit", "last"),
+    [
+        (16 * GB, "batches of 8,192 tokens"),
+        pytest.param(8 * GB, "batches of 2,048 tokens", marks=pytest.mark.slow),
+    ],
 )
 def test_a_base_host_and_encoder_that_do_not_fit_are_given_settings_that_fit(
     base_recipe: Path, limit: int, last: str
