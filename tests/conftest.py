@@ -72,9 +72,14 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _save(model_class: str, config: PretrainedConfig, tokenizer: Any, directory: Path) -> Path:
-    """A plain transformers directory with random weights, none of them at a special value."""
+    """A plain transformers directory with random weights, none of them at a special value.
+
+    The weights do not depend on the tests that ran before.
+    """
     generator = torch.Generator().manual_seed(7)
-    model = getattr(transformers, model_class)(config).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = getattr(transformers, model_class)(config).eval()
     computed = "embed_positions"  # sinusoids stay what they are
     with torch.no_grad():
         for name, tensor in model.named_parameters():
