@@ -28,6 +28,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from benchmarks.harness import RESULTS, ROOT, hardware
+from benchmarks.records import command
 from fusion.errors import FusionError
 from fusion.registry import GLUE, HOSTS
 from fusion.saved import load_model, save_model
@@ -217,7 +218,7 @@ def main() -> None:
         if found[cell.key] != WORKS:
             print(f"{cell.key}: {found[cell.key]}", flush=True)
         temporary = path.with_suffix(".tmp")
-        record = {"command": sys.argv, "hardware": about, "cells": found}
+        record = {"command": command("matrix"), "hardware": about, "cells": found}
         temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
         temporary.rename(path)
     works = sum(found[cell.key] == WORKS for cell in cells)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -24,11 +26,35 @@ def computing(model: PreTrainedModel) -> Callable[[nn.Module], None]:
         if alike in made:
             _only_tensor(module).copy_(made[alike])
             return
-        model._init_weights(module)
+        if isinstance(module, nn.Embedding) and _is_half_sines(module):
+            module.weight.copy_(half_sines(*module.weight.shape))
+        else:
+            model._init_weights(module)
         if alike is not None:
             made[alike] = _only_tensor(module).detach().clone()
 
     return fill
+
+
+def half_sines(positions: int, width: int) -> Tensor:
+    """Sinusoids, sines in the first half of the columns and cosines in the second.
+
+    (positions, width) float32, bit for bit what `create_weight` of Marian's position embedding
+    computes number by number in Python, about thirty times as fast.
+    """
+    scales = numpy.array([numpy.power(10000, 2 * (j // 2) / width) for j in range(width)])
+    angles = numpy.arange(positions)[:, None] / scales
+    halves = numpy.sin(angles[:, 0::2]), numpy.cos(angles[:, 1::2])
+    return torch.cat([torch.from_numpy(half).float() for half in halves], dim=1)
+
+
+def _is_half_sines(module: nn.Embedding) -> bool:
+    """Whether a module's table is made so; its class makes one of a few rows, to be compared."""
+    make = getattr(type(module), "create_weight", None)
+    if make is None or module.weight.is_meta:
+        return False
+    few = type(module)(8, module.embedding_dim)
+    return torch.equal(make(few), half_sines(8, module.embedding_dim))
 
 
 def _only_tensor(module: nn.Module) -> Tensor:

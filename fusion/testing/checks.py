@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from fnmatch import fnmatch
 from typing import Any
@@ -296,7 +297,8 @@ def compiles(bench: Bench) -> None:
     compiled = torch.compile(bench.opened.model, backend="eager")
     source = {n: t for n, t in bench.batch.items() if n != "labels"}
     start = bench.opened.model.prepare_decoder_input_ids_from_labels(bench.batch["labels"])
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
         found = compiled(**source, decoder_input_ids=start).logits
     torch._dynamo.reset()
     if not torch.allclose(found, expected, atol=1e-4, rtol=1e-4):
