@@ -35,6 +35,7 @@ DIGEST = 16
 DIGEST_TYPE = np.dtype(f"S{DIGEST}")
 CHECKSUM = 32
 STALE_SECONDS = 3600.0  # a block takes seconds to write; an unfinished one this old was abandoned
+ATTEMPTS = 5  # to write a block while other processes remove the directory
 
 Digests = NDArray[np.bytes_]
 
@@ -252,17 +253,22 @@ class Cache:
         checksum.update(states)
         path = self.directory / f"{hashlib.sha256(index).hexdigest()[:32]}.block"
         try:
-            self._claim()  # another process may have dropped the cache
-            temporary = _aside(path)
-            with temporary.open("wb") as file:
-                file.write(head + index)
-                file.write(states)
-                file.write(checksum.digest())
-            temporary.rename(path)
+            for _ in range(ATTEMPTS - 1):
+                # another process may drop the cache, before or between the steps of a write
+                with contextlib.suppress(FileNotFoundError):
+                    return self._put(path, [head, index, states, checksum.digest()])
+            self._put(path, [head, index, states, checksum.digest()])
         except OSError as error:
             raise FusionError(
                 f"memory_cache.dir: {path}: cannot be written: {error.strerror}"
             ) from None
+
+    def _put(self, path: Path, content: list[bytes]) -> None:
+        self._claim()
+        temporary = _aside(path)
+        with temporary.open("wb") as file:
+            file.writelines(content)
+        temporary.rename(path)
 
 
 def _aside(path: Path) -> Path:
