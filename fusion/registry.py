@@ -13,7 +13,8 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -59,7 +60,7 @@ class Registry(Generic[T]):
 
     def _plugins(self) -> dict[str, EntryPoint]:
         found: dict[str, EntryPoint] = {}
-        for point in entry_points(group=self.group):
+        for point in _entry_points(self.group, tuple(sys.path)):
             other = found.get(point.name)
             if point.name in self.builtin or (other is not None and other.value != point.value):
                 owner = other.value if other is not None else "fusion"
@@ -153,6 +154,12 @@ class Registry(Generic[T]):
 
 def _root(target: str) -> str:
     return target.partition(":")[0].partition(".")[0]
+
+
+@cache
+def _entry_points(group: str, path: tuple[str, ...]) -> EntryPoints:
+    """Read once for a search path: it opens a file of every installed package."""
+    return entry_points(group=group)
 
 
 def _distribution(point: EntryPoint) -> str:
