@@ -87,7 +87,7 @@ def report(load: Load, asked: Asked) -> Report:
     model = planned_model(recipe)
     scale = None
     if asked.data is not None:
-        scale = scale_of(recipe, model, asked.data, where or hardware("here"))
+        scale = scale_of(recipe, model, asked.data, where)
     card = where or USUAL
     return Report(
         memory=memory_of(recipe, gpu=card.gpu, model=model),

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fusion.estimates.corpus import Corpus, corpus, own_corpus
-from fusion.estimates.hardware import Hardware
+from fusion.estimates.hardware import Hardware, hardware
 from fusion.estimates.lengths import Lengths, lengths
 from fusion.estimates.settings import accumulation, cacheable, how_of, state_bytes, trained_values
 from fusion.estimates.step import Batch, How, Step, run_encoder, run_step
@@ -116,14 +116,15 @@ class Scale:
 HOST, ON_THE_FLY, CACHED = "host alone", "encoders in every step", "memory cached"
 
 
-def scale_of(recipe: Recipe, model: FusedModel, size: str, where: Hardware) -> Scale:
-    """Estimate a recipe on a corpus: `size` as `--data` has it.
+def scale_of(recipe: Recipe, model: FusedModel, size: str, where: Hardware | None) -> Scale:
+    """Estimate a recipe on a corpus: `size` as `--data` has it; on this machine if on no other.
 
     Raises:
         FusionError: the size is none.
     """
     own = own_corpus(recipe)
     text = corpus(size, own if isinstance(own, Corpus) else None)
+    where = where or hardware("here")
     tokens = lengths(recipe, text, own if isinstance(own, Corpus) else None)
     notes = [] if isinstance(own, Corpus) else [f"the recipe's text is not read: {own}"]
     batch = tokens.batch(recipe.data.batch_tokens)
