@@ -24,6 +24,7 @@ PROGRAMS = (
     "train_speed",
     "decode_speed",
     "cache",
+    "cache_quality",
     "scale",
     "load_time",
     "save_size",

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import RESULTS, Spread, peak_mib, run_side, table
+from benchmarks.profiles import milliseconds, profile_table
 from benchmarks.records import record_name, write_record
 from benchmarks.sides import (
     DEVICE,
@@ -53,6 +55,15 @@ from fusion.model import FusedModel
 PROGRAM = "train_speed"
 MEMORY_STEPS = 3
 MEMORY_SIDES = ("host", "gated, cached bf16", "gated, on the fly", "straightforward")
+PROFILED = (
+    "host",
+    "straightforward",
+    *(
+        f"{method}, {memory}"
+        for method in ("gated", "bert-fused")
+        for memory in ("on the fly", "cached bf16")
+    ),
+)
 Logits = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 
@@ -200,6 +211,11 @@ def measure(shape: str, scale: Scale, folder: Path) -> dict[str, Any]:
     drawn = 8 if scale.steps > 1 else 4  # steps over which what is left out is averaged
     flops = {name: side.flops(batches[:1] * drawn) for name, side in sides.items()}
     parameters = {name: side.parameters for name, side in sides.items()}
+    profiles = {
+        name: milliseconds(partial(side.step, batches[0]), drawn)
+        for name, side in sides.items()
+        if name in PROFILED
+    }
     del sides
     where = ["--folder", str(folder), "--shape", shape, "--pairs", str(scale.pairs)]
     mib = {
@@ -214,7 +230,14 @@ def measure(shape: str, scale: Scale, folder: Path) -> dict[str, Any]:
         "flops": flops,
         "parameters": parameters,
         "mib": mib,
+        "profiles": profiles,
     }
+
+
+def profile_section(shape: str, content: dict[str, Any]) -> tuple[str, str]:
+    """Where the time goes, and what it says."""
+    says = f"Shape {shape}: milliseconds of a step by kind of operation, under torch's profiler."
+    return says, profile_table(content["profiles"])
 
 
 def section(shape: str, content: dict[str, Any]) -> tuple[str, str]:
@@ -260,8 +283,9 @@ def main() -> None:
     path = arguments.results / f"{record_name(PROGRAM, arguments.scale)}.json"
     known = json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else {}
     results = known | {shape: found}
-    sections = [section(name, results[name]) for name in SHAPES if name in results]
-    print("\n\n".join(section(shape, found)))
+    measured = [name for name in SHAPES if name in results]
+    sections = [s(name, results[name]) for name in measured for s in (section, profile_section)]
+    print("\n\n".join([*section(shape, found), *profile_section(shape, found)]))
     print(write_record(PROGRAM, results, sections, scale=arguments.scale, folder=arguments.results))
 
 
