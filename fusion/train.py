@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate import PartialState
+from accelerate import DistributedType, PartialState
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
@@ -284,6 +284,8 @@ def _trainer(
         f"{recipe.name}: {len(sampler)} batches of {recipe.data.batch_tokens} tokens a pass, "
         f"{sampler.padding:.1%} padding"
     )
+    if args.fsdp and trainer.accelerator.distributed_type is not DistributedType.FSDP:
+        say(f"{recipe.name}: train.fsdp has no effect: accelerate shards on several GPUs only")
     return trainer, watch
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 
 if TYPE_CHECKING:
@@ -42,3 +43,16 @@ def test_two_ranks_give_the_losses_and_tensors_of_one_that_accumulates(trained: 
         atol=1e-5,
         rtol=0,
     )
+
+
+@pytest.mark.slow
+def test_fsdp_where_there_is_nothing_to_shard_on_is_said_and_changes_nothing(
+    trained: Trained,
+) -> None:
+    workspace = trained.workspace
+    common = ("train", "fused.yaml", "host.source=./runs/host/model", "train.max_steps=2")
+    for options in (("output=runs/ddp",), ("output=runs/fsdp", "train.fsdp=true")):
+        done = workspace.ranks(2, *common, *options)
+        assert done.returncode == 0, done.stderr.decode()
+        assert done.stderr.decode().count("fsdp has no effect") == (len(options) - 1)
+    assert losses(workspace, "runs/fsdp") == losses(workspace, "runs/ddp")
