@@ -69,6 +69,7 @@ def test_a_part_on_disk_and_the_rest_on_the_fly_train_alike(
     torch.testing.assert_close(here, on_the_fly, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_smallest_format_trains_nearly_alike(trained: Trained, on_the_fly: list[float]) -> None:
     train_cached(trained.workspace, "q3", "{dir: memory, format: q3}")
     here = losses(trained.workspace, "runs/q3")
@@ -77,6 +78,7 @@ def test_the_smallest_format_trains_nearly_alike(trained: Trained, on_the_fly: l
     assert abs(tail[0] - tail[1]) < 0.05
 
 
+@pytest.mark.slow
 def test_workers_read_the_cache(trained: Trained, on_the_fly: list[float], with_cache: str) -> None:
     more = "train.dataloader_num_workers=1"
     train_cached(trained.workspace, "workers", "{dir: memory}", more)

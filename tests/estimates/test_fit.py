@@ -84,6 +84,7 @@ def test_a_frozen_encoders_memory_is_cached_before_anything_of_the_result_change
     )
 
 
+@pytest.mark.slow
 def test_hardware_without_bf16_is_proposed_fp16(
     make_recipe: Callable[..., Recipe], recipe_file: Callable[[Recipe], Path]
 ) -> None:
@@ -95,6 +96,7 @@ def activations_and_weights(memory: Memory) -> tuple[int, int]:
     return memory.activations, sum(part.gradients for part in memory.parts.values())
 
 
+@pytest.mark.slow
 def test_every_choice_is_weighed_alone_with_and_without(
     make_recipe: Callable[..., Recipe], recipe_file: Callable[[Recipe], Path]
 ) -> None:
