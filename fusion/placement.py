@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from fusion.encoders.part import EncoderPart
 from fusion.errors import RecipeError, SiteError
@@ -151,9 +152,7 @@ def place_of(
         norm, eps = str(family.norm_at(config, side)), family.epsilon(config)
     inner = None
     if ":" in site:
-        if not isinstance(seat.module, nn.Linear):
-            raise SiteError(f"{site}: is a {type(seat.module).__name__}; a Linear is needed")
-        inner, width = seat.module.in_features, seat.module.out_features
+        inner, width = _linear_widths(site, seat.module)
     return Place(
         site=site,
         width=width,
@@ -165,6 +164,15 @@ def place_of(
         inner=inner,
         key_width=_key_width(seat.query or seat.module, heads),
     )
+
+
+def _linear_widths(site: str, module: nn.Module) -> tuple[int, int]:
+    """Of what goes in and comes out; GPT-2's Conv1D is a Linear that stores W transposed."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, Conv1D):
+        return module.nx, module.nf
+    raise SiteError(f"{site}: is a {type(module).__name__}; a Linear is needed")
 
 
 def _key_width(attention: nn.Module, heads: int) -> int | None:

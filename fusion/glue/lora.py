@@ -15,9 +15,10 @@ from fusion.memory import Memory
 class Lora(Glue):
     """y = W x + b + (alpha / r) B A drop(x), at any Linear of the host or of an encoder.
 
-    A starts as peft starts it (Kaiming uniform) and B at 0: neutral. Reads no memory. With
-    `use_rslora` the scale is alpha / sqrt(r). The Linear keeps its tensors and their names; freeze
-    its part (`host: {freeze: true}`) for LoRA as published, where only A and B are trained.
+    GPT-2's Conv1D is one too. A starts as peft starts it (Kaiming uniform) and B at 0: neutral.
+    Reads no memory. With `use_rslora` the scale is alpha / sqrt(r). The Linear keeps its tensors
+    and their names; freeze its part (`host: {freeze: true}`) for LoRA as published, where only A
+    and B are trained.
 
     Sites are modules by name: `host:model.decoder.layers.*.self_attn.q_proj`, `bert:**.query`.
 
@@ -30,7 +31,7 @@ class Lora(Glue):
     """
 
     default_sites = (
-        "host:**.{q_proj,v_proj,q,v,query,value,query_proj,value_proj,qkv_proj,query_key_value}",
+        "host:**.{q_proj,v_proj,q,v,query,value,query_proj,value_proj,qkv_proj,query_key_value,c_attn}",
     )
     causal_sites = default_sites
     reads_memory = False

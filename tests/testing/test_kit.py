@@ -54,6 +54,10 @@ def test_other_starts_pass_too(method: str, options: dict[str, Any]) -> None:
     check_glue(method, **options)
 
 
+def test_lora_sits_at_gpt2s_transposed_linears() -> None:
+    check_glue("lora", hosts=("gpt2",), skip=["compile"])
+
+
 @pytest.mark.parametrize("name", ["pegasus", *CAUSAL])
 def test_some_hosts_pass(name: str) -> None:
     check_host(name, skip=["compile"])
