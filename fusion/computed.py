@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -49,11 +50,16 @@ def half_sines(positions: int, width: int) -> Tensor:
 
 
 def _is_half_sines(module: nn.Embedding) -> bool:
-    """Whether a module's table is made so; its class makes one of a few rows, to be compared."""
+    """Whether a module's table is made so; its class makes one of a few rows, to be compared.
+
+    Only by a method of transformers: another may draw a table at random.
+    """
     make = getattr(type(module), "create_weight", None)
-    if make is None or module.weight.is_meta:
+    if make is None or not make.__module__.startswith("transformers.") or module.weight.is_meta:
         return False
-    few = type(module)(8, module.embedding_dim)
+    few = copy.copy(module)
+    rows = torch.empty(8, module.embedding_dim)
+    few._parameters = {"weight": nn.Parameter(rows, requires_grad=False)}
     return torch.equal(make(few), half_sines(8, module.embedding_dim))
 
 

@@ -65,3 +65,21 @@ def test_a_class_with_another_table_makes_its_own() -> None:
     with torch.no_grad():
         computing(model)(module)
     assert torch.equal(module.weight, module.create_weight())
+
+
+class Longer(MarianSinusoidalPositionalEmbedding):
+    """A class that needs another argument, with the table of its parent."""
+
+    def __init__(self, rows: int, width: int, *, more: int) -> None:
+        super().__init__(rows + more, width)
+
+
+@pytest.mark.parametrize("more", [0, 2])
+def test_a_class_with_other_arguments_is_filled_too(more: int) -> None:
+    model = MarianMTModel(MarianConfig(**SIZES))
+    module = Longer(37, 24, more=more)
+    with torch.no_grad():
+        module.weight.zero_()
+        computing(model)(module)
+    assert module.weight.shape == (37 + more, 24)
+    assert torch.equal(module.weight, half_sines(37 + more, 24))
