@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusion.composition import compose, plan
+    from fusion.configuration import FusedConfig
     from fusion.errors import FusionError
     from fusion.ledger import Ledger
-    from fusion.model import FusedConfig, FusedModel
+    from fusion.model import FusedModel
     from fusion.processor import FusionProcessor
     from fusion.recipe import Recipe, load_recipe
     from fusion.registry import (
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "FusedConfig": "fusion.model",
+    "FusedConfig": "fusion.configuration",
     "FusedModel": "fusion.model",
     "FusionError": "fusion.errors",
     "FusionProcessor": "fusion.processor",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from transformers.initialization import no_init_weights
 
 from fusion.causal import CausalFusedModel
-from fusion.model import FusedConfig, FusedModel
+from fusion.configuration import FusedConfig
+from fusion.model import FusedModel
 from fusion.warmstart import parameters_on_meta
 
 

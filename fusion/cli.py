@@ -7,24 +7,20 @@ import os
 import sys
 import time
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from fusion.display import out, show_caches, show_entry, show_ledger, show_plan, show_run
 from fusion.errors import DataError, FusionError
-from fusion.recipe import Recipe, byte_size, load_recipe, recipe_schema
+from fusion.recipe import byte_size, load_recipe, recipe_schema
 from fusion.registry import ALL
 
 if TYPE_CHECKING:
-    from fusion.composition import RecipePlan
-    from fusion.ledger import Entry, Ledger
     from fusion.model import FusedModel
     from fusion.processor import FusionProcessor
-    from fusion.train import RunResult
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,7 +32,6 @@ keymap = typer.Typer(no_args_is_help=True, help="Rules between differing tensor 
 app.add_typer(keymap, name="keymap")
 cache = typer.Typer(no_args_is_help=True, help="The memory of frozen encoders, on disk.")
 app.add_typer(cache, name="cache")
-out = Console(soft_wrap=True)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file")]
 Overrides = Annotated[
@@ -92,7 +87,7 @@ def plan(
     content = asdict(planned)
     if diff is not None:
         for line in differences(_other_plan(diff), content) or ["the plans are the same"]:
-            out.print(line, highlight=False, markup=False)
+            out.print(line)
     else:
         from fusion.estimates.report import Asked, report
 
@@ -103,14 +98,14 @@ def plan(
         if as_json:
             print(json.dumps(content | found.to_json(), indent=2))
         else:
-            _print_plan(planned)
+            show_plan(planned)
             found.show(out)
         if found.fit is not None and not found.fit.fits:
             raise FusionError(found.fit.says_no)
     if planned.problems:
         raise FusionError("\n".join(planned.problems))
     if lock:
-        out.print(f"locked in {write_lock(loaded, recipe)}", highlight=False)
+        out.print(f"locked in {write_lock(loaded, recipe)}")
 
 
 def _other_plan(file: Path) -> Any:
@@ -134,7 +129,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
     findings = check_recipe(loaded, say=_say)
     for line in findings.held:
-        out.print(line, highlight=False, markup=False)
+        out.print(line)
     if findings.problems:
         raise FusionError("\n".join(findings.problems))
 
@@ -153,7 +148,7 @@ def build(
 
     composition = build_composition(loaded)
     save_model(composition.model, output, composition.processor, full=full)
-    out.print(_ledger_table(composition.ledger))
+    show_ledger(composition.ledger)
     out.print(f"saved in {output}")
 
 
@@ -179,7 +174,7 @@ def train(
     result = run(loaded, say=_say if first else _hush, full=full)
     if first:
         below = host_recipe(loaded)
-        _print_run(loaded, result, finished_run(below) if below is not None else None)
+        show_run(loaded, result, finished_run(below) if below is not None else None)
 
 
 @app.command()
@@ -244,9 +239,9 @@ def evaluate(
         print(json.dumps(content, indent=2))
         return
     for item in (result.bleu, result.chrf):
-        out.print(f"{item.name} {item.score:.2f}  {item.signature}", highlight=False)
+        out.print(f"{item.name} {item.score:.2f}  {item.signature}")
     for name, item in content.get("comparison", {}).items():
-        out.print(f"{name} against {compare}: {item}", highlight=False)
+        out.print(f"{name} against {compare}: {item}")
 
 
 @app.command()
@@ -264,13 +259,13 @@ def inspect(
             from fusion.errors import nearest
 
             raise FusionError(f'no tensor "{tensor}"{nearest(tensor, ledger.entries)}')
-        _print_entry(ledger[tensor])
+        show_entry(ledger[tensor])
     elif as_json:
         print(ledger.to_json(), end="")
     else:
-        out.print(_ledger_table(ledger))
+        show_ledger(ledger)
         for name, reason in ledger.ignored.items():
-            out.print(f"left out: {name}: {reason}", highlight=False)
+            out.print(f"left out: {name}: {reason}")
 
 
 @app.command()
@@ -296,7 +291,7 @@ def export(
     """Give the host back, without glue, in its own format."""
     from fusion.export import export as export_host
 
-    out.print(f"exported to {export_host(model, to, output)}", highlight=False)
+    out.print(f"exported to {export_host(model, to, output)}")
 
 
 @keymap.command()
@@ -358,22 +353,14 @@ def print_schema() -> None:
 @cache.command(name="ls")
 def list_caches(directory: CacheDir = None, as_json: AsJson = False) -> None:
     """What is there, least recently used first."""
-    from fusion.memory_cache.listing import caches, shown_bytes
+    from fusion.memory_cache.listing import caches
 
     root = _cache_root(directory)
     found = caches(root)
     if as_json:
         print(json.dumps([one.to_json() for one in found], indent=2))
         return
-    table = Table("cache", "encoder", "layer", "format", "sentences", "size", "last used")
-    for one in found:
-        used = datetime.fromtimestamp(one.used).strftime("%Y-%m-%d %H:%M")
-        what = (str(one.key.get(key, "?")) for key in ("layer", "format"))
-        encoder = str(one.about.get("source", "?"))
-        size = shown_bytes(one.bytes)
-        table.add_row(one.name[:12], encoder, *what, f"{one.sentences():,}", size, used)
-    out.print(table)
-    out.print(f"{root}: {shown_bytes(sum(one.bytes for one in found))}", highlight=False)
+    show_caches(found, root)
 
 
 @cache.command(name="prune")
@@ -397,8 +384,8 @@ def prune_caches(
     root = _cache_root(directory)
     removed = prune(root, limit, float("inf") if everything else since)
     for one in removed:
-        out.print(f"removed {one.directory}: {shown_bytes(one.bytes)}", highlight=False)
-    out.print(f"{root}: {len(removed)} removed", highlight=False)
+        out.print(f"removed {one.directory}: {shown_bytes(one.bytes)}")
+    out.print(f"{root}: {len(removed)} removed")
 
 
 @cache.command(name="verify")
@@ -414,7 +401,7 @@ def verify_caches(directory: CacheDir = None) -> None:
             "\n".join(f"{path}: {why}" for path, why in bad.items())
             + f"\n{len(bad)} of {len(paths)} blocks are bad; training drops and computes them again"
         )
-    out.print(f"{root}: all {len(paths)} blocks are what was written", highlight=False)
+    out.print(f"{root}: all {len(paths)} blocks are what was written")
 
 
 def _cache_root(directory: Path | None) -> Path:
@@ -475,83 +462,3 @@ def _load(path: Path, moved: list[str] | None = None) -> tuple[FusedModel, Fusio
     model = load_model(directory, {part: place for part, _, place in pairs})
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, FusionProcessor.from_pretrained(directory)
-
-
-def _print_plan(planned: RecipePlan) -> None:
-    """One column per part, so that it fits a terminal."""
-    table = Table("", *(part.name for part in planned.parts), title=planned.name)
-    table.add_row("class", *(part.module_class for part in planned.parts))
-    table.add_row("source", *(part.source for part in planned.parts))
-    table.add_row("digest", *((part.digest or "-")[:12] for part in planned.parts))
-    for count in ("loaded", "initialised", "tied", "computed", "ignored"):
-        table.add_row(count, *(str(part.tensors.get(count, 0)) for part in planned.parts))
-    for key in ("trainable", "frozen"):
-        table.add_row(key, *(f"{getattr(part, key):,}" for part in planned.parts))
-    out.print(table)
-    for part in planned.parts:
-        for name, reason in part.ignored.items():
-            out.print(f"left out of {part.name}: {name}: {reason}", highlight=False)
-    for note in planned.notes:
-        out.print(f"note: {note}", highlight=False)
-    out.print("digest: of names, shapes and dtypes")
-
-
-def _ledger_table(ledger: Ledger) -> Table:
-    """Entries grouped by part, origin and source."""
-    groups: dict[tuple[str, str, str], list[Entry]] = {}
-    for entry in ledger:
-        part = ".".join(entry.name.split(".")[: 2 if entry.name.startswith("encoders.") else 1])
-        what = entry.source or entry.rule or ("its own part" if entry.tied_to else "-")
-        groups.setdefault((part, str(entry.origin), what), []).append(entry)
-    table = Table("part", "origin", "from", "tensors", "trainable", "frozen")
-    for (part, origin, what), entries in groups.items():
-        trainable, frozen = ledger.parameters(entries)
-        table.add_row(part, origin, what, str(len(entries)), f"{trainable:,}", f"{frozen:,}")
-    return table
-
-
-def _print_entry(entry: Entry) -> None:
-    for key, value in asdict(entry).items():
-        if value not in (None, ()):
-            out.print(f"{key}: {value}", highlight=False)
-
-
-def _print_run(recipe: Recipe, result: RunResult, host: RunResult | None) -> None:
-    """Scores (beside the host's), ten samples, the ledger, and where everything is."""
-    from fusion.saved import read_ledger
-
-    compared = host is not None and host.tests.keys() >= result.tests.keys()
-    heads = ["test set"] + [f"{who} {metric}" for who in ([host.name] if compared and host else [])
-                            + [result.name] for metric in ("BLEU", "chrF")]  # fmt: skip
-    table = Table(*heads)
-    for test, scores in result.tests.items():
-        sides = ([host.tests[test]] if compared and host is not None else []) + [scores]
-        cells = [f"{side[metric]['score']:.2f}" for side in sides for metric in ("bleu", "chrf")]
-        table.add_row(test, *cells)
-    out.print(table)
-    _print_samples(recipe, result, host if compared else None)
-    out.print(_ledger_table(read_ledger(result.model)))
-    out.print(
-        f"{result.updates} updates, {result.seconds:.0f} s; model: {result.model}; "
-        f"scores: {result.directory / 'run.json'}",
-        highlight=False,
-    )
-
-
-def _print_samples(recipe: Recipe, result: RunResult, host: RunResult | None) -> None:
-    from fusion.data import read_corpus
-
-    shown = 0
-    tests = list(recipe.data.tests)
-    for number, test in enumerate(tests):
-        corpus = read_corpus(recipe.data.tests[test], recipe.data, f"data.tests.{test}")
-        share = (10 - shown) // (len(tests) - number)
-        for index in range(min(share, len(corpus))):
-            out.print(f"[{test}] {corpus[index]['source']}", highlight=False, markup=False)
-            out.print(f"  reference: {corpus[index]['target']}", highlight=False, markup=False)
-            if host is not None:
-                own = host.translations(test)[index]
-                out.print(f"  {host.name}: {own}", highlight=False, markup=False)
-            own = result.translations(test)[index]
-            out.print(f"  {result.name}: {own}", highlight=False, markup=False)
-            shown += 1

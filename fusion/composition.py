@@ -10,13 +10,14 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 
 from fusion.blank import blank_model
 from fusion.checkpoints.directory import locate
+from fusion.configuration import FusedConfig
 from fusion.encoders.auto import ONE_MEMORY, memory_config, position_limit
 from fusion.encoders.sentence_transformers import default_prompt
 from fusion.errors import RecipeError, SiteError, WarmStartError, nearest
 from fusion.glue.base import Glue
 from fusion.hosts.family import Family, family_of
 from fusion.ledger import Ledger
-from fusion.model import FusedConfig, FusedModel
+from fusion.model import FusedModel
 from fusion.parts import (
     Part,
     arguments_of,

@@ -13,86 +13,21 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSeq2SeqLM,
-    GenerationMixin,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForSeq2SeqLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
-import fusion.hosts.transformer  # noqa: F401  registers its config
 from fusion.beams import is_first_step, keep_sentences_in_place, once_per_sentence
+from fusion.configuration import FusedConfig, config_from_dict
 from fusion.encoders.part import EncoderPart
 from fusion.errors import FusionError, ModelError, RecipeError
 from fusion.glue.base import Glue, Place
 from fusion.glue.mix import LayerMix
-from fusion.hosts.family import family_of, import_plugin
+from fusion.hosts.family import family_of
 from fusion.ledger import Ledger
 from fusion.memory import Memory, joined
 from fusion.placement import Memories, Placed, Placement, place_of, seats_for, sites_of
 from fusion.registry import ENCODERS, GLUE
-
-
-class FusedConfig(PretrainedConfig):  # type: ignore[misc]
-    """Configs of the parts and what the recipe says of them.
-
-    Args:
-        host: the host's config as a dict
-        encoders: name -> {"config": dict, "builder", "layer", "freeze", "dropout", "limit"}
-        glue: list of {"name", "method", "encoder", "sites", "options"}
-        seed: of drop-net draws
-        freeze_host: whether the host is frozen: no gradient, eval mode
-        attention: the host's attention implementation; None: transformers' choice
-    """
-
-    model_type = "fusion"
-    is_composition = True
-
-    def __init__(
-        self,
-        host: dict[str, Any] | None = None,
-        encoders: dict[str, dict[str, Any]] | None = None,
-        glue: list[dict[str, Any]] | None = None,
-        seed: int = 0,
-        freeze_host: bool = False,
-        attention: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.attention = attention
-        self.freeze_host = freeze_host
-        self.host = host or {}
-        self.encoders = encoders or {}
-        self.glue = glue or []
-        self.seed = seed
-        copied = ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id")
-        for key in (*copied, "vocab_size"):
-            if key in self.host:
-                kwargs.setdefault(key, self.host[key])
-        kwargs["is_encoder_decoder"] = not self.host or self.host_config.is_encoder_decoder
-        kwargs["tie_word_embeddings"] = False  # the host ties its own
-        super().__init__(**kwargs)
-
-    @property
-    def host_config(self) -> PretrainedConfig:
-        """The host's config."""
-        return config_from_dict(self.host)
-
-    def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
-        """What generation reads cache sizes from: the host's config, or its decoder's."""
-        config: PretrainedConfig = self
-        if self.host:
-            config = self.host_config.get_text_config(*args, **kwargs)
-        return config
-
-
-def config_from_dict(raw: dict[str, Any]) -> PretrainedConfig:
-    """A transformers config from its dict, by model_type."""
-    raw = dict(raw)
-    import_plugin(raw["model_type"])
-    return AutoConfig.for_model(raw.pop("model_type"), **raw)
 
 
 @dataclass
@@ -583,5 +518,4 @@ def _build_glue(spec: dict[str, Any], place: Place) -> Glue:
     return module
 
 
-AutoConfig.register("fusion", FusedConfig)
 AutoModelForSeq2SeqLM.register(FusedConfig, FusedModel)

@@ -29,10 +29,11 @@ from fusion.blank import blank_model
 from fusion.checkpoints.directory import open_source
 from fusion.checkpoints.safetensors import open_safetensors
 from fusion.checkpoints.source import Source, TensorInfo, tensor_digest
+from fusion.configuration import FusedConfig
 from fusion.errors import FusionError, LedgerError, ModelError, SourceError, nearest
 from fusion.hosts.family import config_of
 from fusion.ledger import Entry, Ledger, Origin
-from fusion.model import FusedConfig, FusedModel
+from fusion.model import FusedModel
 from fusion.operations import Operation, parse, run
 from fusion.processor import FusionProcessor
 from fusion.warmstart import warm_start

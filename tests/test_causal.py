@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fusion.causal import CausalFusedModel, left_padded, positions
 from fusion.check import check_model
 from fusion.composition import Composition, compose, plan
+from fusion.configuration import FusedConfig
 from fusion.errors import FusionError, RecipeError
-from fusion.model import FusedConfig, FusedModel
+from fusion.model import FusedModel
 from fusion.processor import FusionProcessor
 from fusion.recipe import Recipe
 from fusion.saved import load_model, save_model

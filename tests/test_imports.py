@@ -41,6 +41,7 @@ LEVELS: dict[str, int] = {
     "processor": 8,
     "beams": 8,
     "computed": 8,
+    "configuration": 8,
     "model": 9,
     "causal": 10,
     "blank": 11,
@@ -65,9 +66,10 @@ LEVELS: dict[str, int] = {
     "estimates": 17,
     "trainer": 17,
     "train": 18,
-    "cli": 19,
-    "__main__": 20,
-    "__init__": 21,
+    "display": 19,
+    "cli": 20,
+    "__main__": 21,
+    "__init__": 22,
 }
 
 # The other way round, and why.

@@ -58,19 +58,19 @@ class Report:
         """Print tables, and below each what its figures are of."""
         out.print(tables.memory_table(self.memory))
         for line in tables.memory_notes(self.memory):
-            out.print(line, highlight=False, markup=False)
+            out.print(line)
         if self.choices:
             out.print(tables.trials_table("one change each", self.choices))
         if self.fit is not None:
             title = f"to fit {shown_bytes(self.fit.limit)}: each with all above it"
             out.print(tables.trials_table(title, self.fit.trials))
             for line in tables.fit_lines(self.fit):
-                out.print(line, highlight=False, markup=False)
+                out.print(line)
         if self.scale is not None:
             for table in tables.scale_tables(self.scale):
                 out.print(table)
             for line in tables.scale_notes(self.scale):
-                out.print(line, highlight=False, markup=False)
+                out.print(line)
 
 
 def report(load: Load, asked: Asked) -> Report:

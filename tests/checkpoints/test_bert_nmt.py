@@ -16,10 +16,11 @@ import fusion
 from fusion.backwards import backwards
 from fusion.checkpoints.bert_nmt import describe_bert_nmt, open_bert_nmt
 from fusion.checkpoints.foreign import Foreign, load
+from fusion.configuration import FusedConfig
 from fusion.errors import SourceError
 from fusion.keymap import Pattern
 from fusion.ledger import Ledger
-from fusion.model import FusedConfig, FusedModel
+from fusion.model import FusedModel
 from fusion.warmstart import parameters_on_meta
 
 
