@@ -287,6 +287,35 @@ def dtype(bench: Bench) -> None:
         model.generate(**bench.source, num_beams=2, max_new_tokens=2)
 
 
+def checkpointing(bench: Bench) -> None:
+    """With activations computed again in the backward pass, gradients are the same."""
+    model = bench.opened.model
+    if not model.host.supports_gradient_checkpointing:
+        raise Skipped("the host's class has no activation checkpointing")
+    logits_of(model, bench.batch)  # BigBird chooses its attention in its first pass
+    found: list[dict[str, Tensor]] = []
+    with kept(model):
+        for enabled in (False, True):
+            if enabled:
+                model.activation_checkpointing_enable({"use_reentrant": False})
+            model.zero_grad(set_to_none=True)
+            model.clock.next_update(0)
+            torch.manual_seed(0)
+            loss_of(model.train(), bench.batch).backward()
+            grads = ((n, p.grad) for n, p in model.named_parameters())
+            found.append({n: grad.clone() for n, grad in grads if grad is not None})
+        model.activation_checkpointing_disable()
+    plain, again = found
+    differ = [
+        n for n in plain if n not in again or not torch.allclose(again[n], plain[n], atol=1e-5)
+    ]
+    if differ:
+        raise Failed(
+            f"with activation checkpointing other gradients: {', '.join(differ)}",
+            "A second `forward` of a step must compute what the first did: draw in `draw`",
+        )
+
+
 def compiles(bench: Bench) -> None:
     """torch.compile traces the forward pass, and gives the same logits.
 
@@ -336,5 +365,6 @@ COMMON: dict[str, Check] = {
     "batch": batch,
     "others": others,
     "dtype": dtype,
+    "checkpointing": checkpointing,
     "compile": compiles,
 }
