@@ -227,7 +227,7 @@ def _wide_mask(
         seen = torch.ones(rows, size, dtype=torch.bool, device=query.device)
     beside = seen[:, None, None, :]
     if mask.dtype != torch.bool:
-        beside = query.new_zeros(beside.shape).masked_fill(~beside, torch.finfo(mask.dtype).min)
-        beside = beside.to(mask.dtype)
+        lowest = torch.finfo(mask.dtype).min
+        beside = mask.new_zeros(beside.shape).masked_fill(~beside, lowest)
     mask = mask.expand(rows, -1, length, -1)
     return torch.cat([mask, beside.expand(-1, mask.shape[1], length, -1)], dim=-1)

@@ -287,6 +287,37 @@ def dtype(bench: Bench) -> None:
         model.generate(**bench.source, num_beams=2, max_new_tokens=2)
 
 
+def autocast(bench: Bench) -> None:
+    """Trained in bf16 autocast, loss and gradients are finite, and the loss about the same.
+
+    With the host's usual attention and with the plain form, whose masks have other dtypes.
+    """
+    model = bench.opened.model
+    usual = model.host.config._attn_implementation
+    try:
+        for attention in dict.fromkeys((usual, "eager")):
+            model.host.set_attn_implementation(attention)
+            with kept(model):
+                _trains_in_bf16(model, bench.batch, attention)
+    finally:
+        model.host.set_attn_implementation(usual)
+
+
+def _trains_in_bf16(model: FusedModel, batch: Batch, attention: str) -> None:
+    exact = loss_of(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(model, batch)
+    loss.backward()
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    wild = [name for name, grad in grads.items() if not bool(torch.isfinite(grad).all())]
+    if wild or not torch.allclose(loss.float(), exact, rtol=0.05):
+        raise Failed(
+            f"in bf16 autocast, with {attention} attention, the loss is {float(loss):.4g} instead "
+            f"of {float(exact):.4g}; gradients that are not finite: {', '.join(wild) or 'none'}",
+            "Masks and tensors beside autocast's products take the dtype of what they meet",
+        )
+
+
 def checkpointing(bench: Bench) -> None:
     """With activations computed again in the backward pass, gradients are the same."""
     model = bench.opened.model
@@ -365,6 +396,7 @@ COMMON: dict[str, Check] = {
     "batch": batch,
     "others": others,
     "dtype": dtype,
+    "autocast": autocast,
     "checkpointing": checkpointing,
     "compile": compiles,
 }
