@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from transformers import Seq2SeqTrainingArguments
 
 from fusion.errors import RecipeError
@@ -14,6 +18,14 @@ from fusion.model import FusedModel
 from fusion.policies import freezes_for_a_time
 from fusion.recipe import Recipe
 
+# The least that works, where it is not what transformers' default suggests.
+LEAST = {
+    "gradient_accumulation_steps": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+}
+METRICS = ("bleu", "chrf", "loss")  # what an evaluation on dev gives
+PLAIN = {bool, int, float, str, NoneType}
 # Names that transformers is about to drop, and what it calls them now.
 RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
@@ -27,7 +39,7 @@ def training_arguments(recipe: Recipe, model: FusedModel) -> tuple[Seq2SeqTraini
     Raises:
         RecipeError: transformers refuses a value.
     """
-    given = recipe.train.arguments
+    given = checked_values(recipe)
     keep = recipe.train.average_checkpoints
     defaults: dict[str, Any] = {
         "lr_scheduler_type": "inverse_sqrt",
@@ -66,6 +78,50 @@ def training_arguments(recipe: Recipe, model: FusedModel) -> tuple[Seq2SeqTraini
         return Seq2SeqTrainingArguments(**settings, **fixed), smoothing
     except (TypeError, ValueError, ImportError) as error:
         raise RecipeError(f"train: transformers refuses it: {error}") from None
+
+
+def checked_values(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's training arguments, of the types that transformers' fields have.
+
+    YAML reads 3e-4 as text, which becomes a number here.
+
+    Raises:
+        RecipeError: a value is of another type, no number that is finite, or too small.
+    """
+    kinds = get_type_hints(Seq2SeqTrainingArguments)
+    usual: dict[str, Any] = {
+        field.name: field.default for field in fields(Seq2SeqTrainingArguments)
+    }
+    values = {}
+    for key, found in recipe.train.arguments.items():
+        name = RENAMED.get(key, key)
+        values[key] = value = _typed(key, found, kinds[name])
+        least = LEAST.get(name, min(0, usual[name]) if _is_number(usual[name]) else 0)
+        if _is_number(value) and not least <= value < inf:
+            raise RecipeError(f"train.{key}: found {found!r}; should be a number from {least} on")
+    metric = str(values.get("metric_for_best_model", "bleu")).removeprefix("eval_")
+    if metric not in METRICS:
+        raise RecipeError(
+            f"train.metric_for_best_model: found {metric!r}; dev has {', '.join(METRICS)}"
+        )
+    if not 0 <= values.get("label_smoothing_factor", 0.0) < 1:
+        found = values["label_smoothing_factor"]
+        raise RecipeError(f"train.label_smoothing_factor: found {found!r}; should be below 1")
+    return values
+
+
+def _typed(key: str, found: Any, kind: Any) -> Any:
+    if not set(get_args(kind) or (kind,)) <= PLAIN:
+        return found
+    try:
+        return TypeAdapter(kind).validate_python(found)
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].replace("Input should", "should")
+        raise RecipeError(f"train.{key}: found {found!r}; {why}") from None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_optimizer(name: str) -> None:

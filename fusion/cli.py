@@ -167,8 +167,9 @@ def train(
         from fusion.lock import check_lock
 
         check_lock(loaded, recipe)
+    from fusion.outcome import finished_run
     from fusion.parts import host_recipe
-    from fusion.train import finished_run, run
+    from fusion.train import run
 
     first = int(os.environ.get("RANK", "0")) == 0
     result = run(loaded, say=_say if first else _hush, full=full)
@@ -425,6 +426,10 @@ def main() -> NoReturn:
         sys.exit(130)
     except BrokenPipeError:
         os._exit(141)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}")
     except Exception as error:
         message = getattr(error, "format_message", None)  # click's usage errors
         if message is None:

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from fusion.blank import blank_model
 from fusion.checkpoints.directory import locate
 from fusion.configuration import FusedConfig
 from fusion.encoders.auto import ONE_MEMORY, memory_config, position_limit
 from fusion.encoders.sentence_transformers import default_prompt
-from fusion.errors import RecipeError, SiteError, WarmStartError, nearest
+from fusion.errors import RecipeError, SiteError, WarmStartError, of_recipe
+from fusion.generation import check_generation, generation_config
 from fusion.glue.base import Glue
 from fusion.hosts.family import Family, family_of
 from fusion.ledger import Ledger
@@ -33,7 +34,7 @@ from fusion.parts import (
 from fusion.planning import Plan
 from fusion.processor import EncoderText, FusionProcessor, load_tokenizer
 from fusion.recipe import EncoderSpec, GlueSpec, Recipe, SentencePieceSpec
-from fusion.registry import ENCODERS, GLUE, HOSTS, TOOLKITS
+from fusion.registry import ENCODERS, GLUE, HOSTS
 from fusion.timetable import freeze_never_trained
 from fusion.warmstart import plan as plan_part
 from fusion.warmstart import verify_total, warm_start
@@ -91,6 +92,11 @@ def compose(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) ->
         FusionError: a source is missing, or any tensor outside glue would start from nothing; the
             message lists every such tensor.
     """
+    with of_recipe(recipe.file):
+        return _compose(recipe, tokenizer)
+
+
+def _compose(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> Composition:
     tokenizer = tokenizer or _host_tokenizer(recipe)
     model, parts = _build(recipe, _host_config(recipe, tokenizer))
     ledger = Ledger()
@@ -107,13 +113,18 @@ def compose(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) ->
         raise WarmStartError("\n".join(problems))
     verify_total(model, ledger)
     model.ledger = ledger
-    model.generation_config = _generation_config(recipe, model)
+    model.generation_config = generation_config(recipe, model.host)
     model.eval()
     return Composition(model, _processor(recipe, model, tokenizer))
 
 
 def plan(recipe: Recipe) -> RecipePlan:
     """What `compose` would do, from configs and checkpoint headers; reads no weights."""
+    with of_recipe(recipe.file):
+        return _plan(recipe)
+
+
+def _plan(recipe: Recipe) -> RecipePlan:
     notes: list[str] = []
     if untrained_host(recipe) is not None:
         notes.append(f"host: {recipe.host.source} has no output yet; it is trained first")
@@ -223,6 +234,7 @@ def _build(recipe: Recipe, host_config: PretrainedConfig) -> tuple[FusedModel, l
             f"host.prompt: {host_config.model_type} is a decoder-only model, which translates by a "
             'prompt; for example "Translate to German: {source}\n"'
         )
+    check_generation(recipe)
     model = blank_model(config)
     freeze_never_trained(recipe, model)
     _check_limits(recipe, model)
@@ -269,30 +281,6 @@ def _check_limits(recipe: Recipe, model: FusedModel) -> None:
             )
         part.limit = wanted or own or 1_000_000
         model.config.encoders[name]["limit"] = part.limit
-
-
-def _generation_config(recipe: Recipe, model: FusedModel) -> GenerationConfig:
-    """The host's generation settings with the recipe's on top.
-
-    Raises:
-        RecipeError: a setting that transformers does not have.
-    """
-    if recipe.host.new is None and recipe.host.format not in TOOLKITS:
-        try:
-            base = GenerationConfig.from_pretrained(host_directory(recipe))
-        except OSError:
-            base = GenerationConfig.from_model_config(model.host.config)
-    else:
-        base = GenerationConfig.from_model_config(model.host.config)
-    known = base.to_dict()
-    for key in recipe.generate:
-        if key not in known and not hasattr(base, key):
-            raise RecipeError(f"generate.{key}: no such setting{nearest(key, known)}")
-    base.update(**recipe.generate)
-    if base.pad_token_id is None:  # a language model without padding of its own
-        ends = base.eos_token_id
-        base.pad_token_id = ends[0] if isinstance(ends, list) else ends
-    return base
 
 
 def _processor(

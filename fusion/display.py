@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fusion.composition import RecipePlan
     from fusion.ledger import Entry, Ledger
     from fusion.memory_cache.listing import Listing
-    from fusion.train import RunResult
+    from fusion.outcome import RunResult
 
 # Names, paths and text may hold brackets, which are no markup.
 out = Console(soft_wrap=True, markup=False, highlight=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import random
 import re
 from collections.abc import Iterator
@@ -20,9 +19,10 @@ from transformers.models.bart.modeling_bart import shift_tokens_right
 from fusion.beams import is_first_step, keep_sentences_in_place, once_per_sentence
 from fusion.configuration import FusedConfig, config_from_dict
 from fusion.encoders.part import EncoderPart
-from fusion.errors import FusionError, ModelError, RecipeError
+from fusion.errors import FusionError, ModelError, RecipeError, SiteError
 from fusion.glue.base import Glue, Place
 from fusion.glue.mix import LayerMix
+from fusion.glue.options import options_of
 from fusion.hosts.family import family_of
 from fusion.ledger import Ledger
 from fusion.memory import Memory, joined
@@ -99,7 +99,7 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.family_name, self.family = family_of(host_config)
         self.host = self.family.build(host_config)
         self.encoders = nn.ModuleDict(
-            {name: _build_encoder(spec) for name, spec in config.encoders.items()}
+            {name: _build_encoder(name, spec) for name, spec in config.encoders.items()}
         )
         self.mixes = nn.ModuleDict()
         self.glue = nn.ModuleDict()
@@ -121,7 +121,10 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 self.mixes[name] = LayerMix(encoder.layers)
         for spec in self.config.glue:
             read = _encoders_of(spec)
-            seats = seats_for(spec["sites"], sites, self.host, parts)
+            try:
+                seats = seats_for(spec["sites"], sites, self.host, parts)
+            except SiteError as error:
+                raise SiteError(f'glue "{spec["name"]}": sites: {error}') from None
             placed = nn.ModuleDict()
             for index, (site, seat) in enumerate(seats.items()):
                 widths = tuple(parts[name].width for name in read)
@@ -473,8 +476,16 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         save_model(self, directory, full=full)
 
 
-def _build_encoder(spec: dict[str, Any]) -> EncoderPart:
-    model = ENCODERS.get(spec["builder"])(config_from_dict(spec["config"]))
+def _build_encoder(name: str, spec: dict[str, Any]) -> EncoderPart:
+    config = config_from_dict(spec["config"])
+    try:
+        model = ENCODERS.get(spec["builder"])(config)
+    except FusionError:
+        raise
+    except Exception as error:  # each class and plug-in has reasons of its own
+        raise ModelError(
+            f"encoders.{name}: {config.model_type} cannot be built from its config: {error}"
+        ) from error
     return EncoderPart(
         model,
         layer=spec["layer"],
@@ -500,19 +511,8 @@ def _freeze_only(part: nn.Module, other: nn.Module) -> None:
 
 def _build_glue(spec: dict[str, Any], place: Place) -> Glue:
     method = GLUE.get(spec["method"])
-    allowed = [
-        name
-        for name, parameter in inspect.signature(method.__init__).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
-    for option in spec["options"]:
-        if option not in allowed:
-            raise RecipeError(
-                f'glue "{spec["name"]}": {spec["method"]} has no option "{option}"; '
-                f"it has: {', '.join(allowed) or 'none'}"
-            )
     try:
-        module: Glue = method(place, **spec["options"])
+        module: Glue = method(place, **options_of(method, spec))
     except (TypeError, FusionError) as error:
         raise RecipeError(f'glue "{spec["name"]}": {error}') from None
     return module

@@ -49,11 +49,28 @@ class Part:
 
 
 def host_recipe(recipe: Recipe) -> Recipe | None:
-    """The recipe that makes this recipe's host, for `host: {source: recipe:FILE}`."""
-    source = recipe.host.source
-    if source is None or not source.startswith("recipe:"):
-        return None
-    return load_recipe(source.removeprefix("recipe:"))
+    """The recipe that makes this recipe's host, for `host: {source: recipe:FILE}`.
+
+    Raises:
+        RecipeError: it cannot be read, or needs its own output.
+    """
+    first = file = _host_file(recipe)
+    chain: list[str] = []
+    found = None
+    while file is not None:
+        if file in chain:
+            names = " -> ".join(Path(one).name for one in [*chain, file])
+            raise RecipeError(f"{first}: host.source: recipes take each other's host: {names}")
+        chain.append(file)
+        below = load_recipe(file)
+        found = found or below
+        file = _host_file(below)
+    return found
+
+
+def _host_file(recipe: Recipe) -> str | None:
+    source = recipe.host.source or ""
+    return source.removeprefix("recipe:") if source.startswith("recipe:") else None
 
 
 def model_directory(recipe: Recipe) -> Path:

@@ -273,6 +273,9 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError, KeyError, AssertionError) as error:
-        raise ModelError(f"{directory}: no tokenizer that transformers loads: {error}") from None
+        why = " ".join(str(error).split())
+        raise ModelError(
+            f"{directory}: no tokenizer that transformers loads; name one with tokenizer: ({why})"
+        ) from None
     tokenizer.padding_side = "right"
     return tokenizer

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
@@ -36,7 +36,8 @@ def train_tokenizer(
         RecipeError: `vocab_size` does not fit the text (says what would), there is no text, or
             the directory holds something else.
     """
-    model = _train(spec, [sentence for sentence in sentences if sentence.strip()])
+    lines = [line for text in sentences if text.strip() for line in _cut(text)]
+    model = _train(spec, lines)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     learned = [pieces.id_to_piece(index) for index in range(pieces.get_piece_size())]
     ordered = [EOS, UNK, *(p for p in learned if p not in (EOS, UNK, PAD)), PAD]
@@ -59,6 +60,13 @@ def train_tokenizer(
         json.dumps(settings, indent=2).encode() + b"\n",
     )
     _write(directory, dict(zip(FILES, contents, strict=True)))
+
+
+def _cut(text: str) -> Iterator[str]:
+    """A long text in lines of some words, since training time grows with a line's square."""
+    words = text.split(" ") if len(text) > 2000 else [text]
+    for start in range(0, len(words), 200):
+        yield " ".join(words[start : start + 200])
 
 
 def _train(spec: SentencePieceSpec, sentences: list[str]) -> bytes:

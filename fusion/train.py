@@ -10,77 +10,39 @@ OUTPUT/run.json        scores, updates, seconds, versions
 
 from __future__ import annotations
 
-import platform
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from accelerate import DistributedType, PartialState
 from datasets import Dataset
-from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-import fusion
-from fusion.arguments import training_arguments
-from fusion.callbacks import Freezer, StopInLastStage, Stopwatch
+from fusion.arguments import checked_values, training_arguments
+from fusion.callbacks import Freezer, StopInLastStage
 from fusion.check import Findings, check_model
-from fusion.composition import Composition, compose
+from fusion.composition import Composition, compose, plan
 from fusion.data import read_corpus, tokenise
-from fusion.errors import FusionError, TrainingError
-from fusion.evaluate import Evaluation, score
+from fusion.errors import RecipeError, TrainingError, WarmStartError, of_recipe
+from fusion.evaluate import score
 from fusion.memory_cache.prepare import Hardware, prepare
 from fusion.model import FusedModel
-from fusion.parts import host_recipe, model_directory
+from fusion.outcome import RunResult, finish, finished_run
+from fusion.parts import host_recipe
 from fusion.processor import FusionProcessor, load_tokenizer
 from fusion.recipe import Recipe, SentencePieceSpec
 from fusion.saved import (
-    GLUE_FILE,
-    load_model,
-    parts_of,
-    read_json,
-    save_model,
     write_json,
 )
 from fusion.subwords import train_tokenizer
 from fusion.timetable import Defaults, Timetable, stage_lengths, timetable
-from fusion.trainer import FusionTrainer, checkpoints, last_checkpoint
-from fusion.translate import translate
+from fusion.trainer import FusionTrainer, last_checkpoint
 
 Say = Callable[[str], None]
 CHECKED_PAIRS = 8
-
-
-@dataclass
-class RunResult:
-    """What a finished run left behind.
-
-    Attributes:
-        tests: test set -> scores
-        seconds: of training, evaluation on dev included
-    """
-
-    name: str
-    directory: Path
-    updates: int
-    seconds: float
-    dev_bleu: float | None
-    tests: dict[str, dict[str, Any]]
-
-    @property
-    def model(self) -> Path:
-        """The saved model."""
-        return self.directory / "model"
-
-    def translations(self, test: str) -> list[str]:
-        """The translations of a test set."""
-        path = self.directory / "translations" / f"{test}.txt"
-        return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def run(recipe: Recipe, say: Say = lambda text: None, *, full: bool = False) -> RunResult:
@@ -93,12 +55,19 @@ def run(recipe: Recipe, say: Say = lambda text: None, *, full: bool = False) -> 
     Raises:
         FusionError: anything the recipe, its sources or its text have wrong.
     """
+    with of_recipe(recipe.file):
+        return _run(recipe, say, full)
+
+
+def _run(recipe: Recipe, say: Say, full: bool) -> RunResult:
     output = Path(recipe.output)
     finished = finished_run(recipe)
     if finished is not None:
         say(f"{recipe.name}: already trained: {finished.model}")
         return finished
+    checked_values(recipe)
     if (below := host_recipe(recipe)) is not None and not finished_run(below):
+        _check_before_host(recipe)
         say(f"{recipe.name}: its host comes from {recipe.host.source}, which is trained first")
         run(below, say)
     fresh = not (output / "recipe.json").is_file()
@@ -108,18 +77,27 @@ def run(recipe: Recipe, say: Say = lambda text: None, *, full: bool = False) -> 
         tokenizer = host_tokenizer(recipe, corpora["train"], say)
         composition = compose(recipe, tokenizer)
         say(f"{recipe.name}: {ledger_summary(composition)}")
-        trainer, watch = _trainer(recipe, composition, corpora, say)
-    except FusionError:
-        if fresh and PartialState().is_main_process:  # the mended recipe may use the place
-            shutil.rmtree(output, ignore_errors=True)
+        trainer = _trainer(recipe, composition, corpora, say)
+        checkpoint = last_checkpoint(output / "checkpoints")
+        if checkpoint is not None:
+            say(f"{recipe.name}: resumes from {checkpoint.name}")
+        else:
+            _check_first_batch(recipe, trainer, composition.model, say)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except Exception:
+        nothing = last_checkpoint(output / "checkpoints") is None
+        if fresh and nothing and PartialState().is_main_process:
+            shutil.rmtree(output, ignore_errors=True)  # the mended recipe may use the place
         raise
-    checkpoint = last_checkpoint(output / "checkpoints")
-    if checkpoint is not None:
-        say(f"{recipe.name}: resumes from {checkpoint.name}")
-    else:
-        _check_first_batch(recipe, trainer, composition.model, say)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return _finish(recipe, trainer, watch, composition, corpora, say, full)
+    return finish(recipe, trainer, corpora, say, full=full)
+
+
+def _check_before_host(recipe: Recipe) -> None:
+    """What can be known to be wrong with a recipe before its host is trained for hours."""
+    _read(recipe, lambda text: None)
+    problems = plan(recipe).problems
+    if problems:
+        raise WarmStartError("\n".join(problems))
 
 
 def check(recipe: Recipe, say: Say = lambda text: None) -> Findings:
@@ -129,9 +107,10 @@ def check(recipe: Recipe, say: Say = lambda text: None) -> Findings:
         FusionError: it cannot be composed, or its text cannot be read.
     """
     composition = build_composition(recipe, say)
-    corpus = read_corpus(recipe.data.train, recipe.data, "data.train", empty="drop")
-    pairs = corpus.select(range(min(len(corpus), CHECKED_PAIRS)))
-    rows, _ = tokenise(pairs, composition.processor)
+    with of_recipe(recipe.file):
+        corpus = read_corpus(recipe.data.train, recipe.data, "data.train", empty="drop")
+        pairs = corpus.select(range(min(len(corpus), CHECKED_PAIRS)))
+        rows, _ = tokenise(pairs, composition.processor)
     return check_model(composition.model, composition.processor.pad(list(rows)))
 
 
@@ -150,43 +129,13 @@ def _check_first_batch(recipe: Recipe, trainer: FusionTrainer, model: FusedModel
 
 def build_composition(recipe: Recipe, say: Say = lambda text: None) -> Composition:
     """Compose a recipe without training it; its tokenizer is trained first where it has none."""
-    tokenizer = None
-    if isinstance(recipe.host.tokenizer, SentencePieceSpec):
-        data = recipe.data
-        text = read_corpus(data.train, data, "data.train", empty=data.filters.empty)
-        tokenizer = host_tokenizer(recipe, text, say)
-    return compose(recipe, tokenizer)
-
-
-def finished_run(recipe: Recipe) -> RunResult | None:
-    """The result of a recipe that has been trained, or None.
-
-    Raises:
-        TrainingError: the output directory holds the run of another recipe.
-    """
-    output = Path(recipe.output)
-    _check_same_recipe(recipe, output)
-    path = output / "run.json"
-    if not path.is_file() or not (model_directory(recipe) / "ledger.json").is_file():
-        return None
-    raw: dict[str, Any] = read_json(path)
-    return RunResult(
-        name=recipe.name,
-        directory=output,
-        updates=raw["updates"],
-        seconds=raw["seconds"],
-        dev_bleu=raw["dev_bleu"],
-        tests=raw["tests"],
-    )
-
-
-def _check_same_recipe(recipe: Recipe, output: Path) -> None:
-    path = output / "recipe.json"
-    if path.is_file() and read_json(path).get("digest") != recipe.digest():
-        raise TrainingError(
-            f"{output}: holds the run of another recipe ({path} differs); "
-            "set output: to another place, or remove the directory"
-        )
+    with of_recipe(recipe.file):
+        tokenizer = None
+        if isinstance(recipe.host.tokenizer, SentencePieceSpec):
+            data = recipe.data
+            text = read_corpus(data.train, data, "data.train", empty=data.filters.empty)
+            tokenizer = host_tokenizer(recipe, text, say)
+        return compose(recipe, tokenizer)
 
 
 def _claim(recipe: Recipe, output: Path) -> None:
@@ -196,9 +145,12 @@ def _claim(recipe: Recipe, output: Path) -> None:
             f"{output}: exists and holds no fusion run; set output: to another place"
         )
     if PartialState().is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
         content = {"digest": recipe.digest(), "recipe": recipe.model_dump(mode="json")}
-        write_json(output / "recipe.json", content)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            write_json(output / "recipe.json", content)
+        except OSError as error:
+            raise TrainingError(f"output: {output}: {error.strerror}") from None
     PartialState().wait_for_everyone()
 
 
@@ -245,7 +197,7 @@ def ledger_summary(composition: Composition) -> str:
 
 def _trainer(
     recipe: Recipe, composition: Composition, corpora: dict[str, Dataset], say: Say
-) -> tuple[FusionTrainer, Stopwatch]:
+) -> FusionTrainer:
     processor, model = composition.processor, composition.model
     filters = recipe.data.filters
     if processor.max_length is not None and filters.max_length > processor.max_length:
@@ -255,23 +207,25 @@ def _trainer(
     dev, _ = tokenise(corpora["dev"], processor)
     longest = [max(lengths) for lengths in dev["lengths"]]
     dev = dev.select(sorted(range(len(dev)), key=lambda i: longest[i]))
-    watch = Stopwatch()
     args, smoothing = training_arguments(recipe, model)
     hardware = Hardware(args.device, args.bf16)
     prepared = prepare(recipe, composition, train, hardware, say)
-    trainer = FusionTrainer(
-        model,
-        processor,
-        args,
-        train=prepared.train,
-        dev=dev,
-        batch_tokens=recipe.data.batch_tokens,
-        learning_rates=recipe.train.learning_rates,
-        label_smoothing=smoothing,
-        compute_metrics=partial(_dev_metrics, processor, dev["target"], recipe.data.target_lang),
-        callbacks=[watch],
-        collate=prepared.collate,
-    )
+    metrics = partial(_dev_metrics, processor, dev["target"], recipe.data.target_lang)
+    try:
+        trainer = FusionTrainer(
+            model,
+            processor,
+            args,
+            train=prepared.train,
+            dev=dev,
+            batch_tokens=recipe.data.batch_tokens,
+            learning_rates=recipe.train.learning_rates,
+            label_smoothing=smoothing,
+            compute_metrics=metrics,
+            collate=prepared.collate,
+        )
+    except (ValueError, ImportError, RuntimeError) as error:  # what arguments alone don't show
+        raise RecipeError(f"train: transformers refuses it: {error}") from error
     last = 0
     if (table := timetable_of(recipe, model, trainer)) is not None:
         trainer.follow(Freezer(table, lambda text: say(f"{recipe.name}: {text}")))
@@ -286,7 +240,7 @@ def _trainer(
     )
     if args.fsdp and trainer.accelerator.distributed_type is not DistributedType.FSDP:
         say(f"{recipe.name}: train.fsdp has no effect: accelerate shards on several GPUs only")
-    return trainer, watch
+    return trainer
 
 
 def timetable_of(recipe: Recipe, model: FusedModel, trainer: FusionTrainer) -> Timetable | None:
@@ -313,95 +267,3 @@ def _dev_metrics(
     ids[ids < 0] = pad
     result = score(processor.decode(ids), list(references), target_lang)
     return {"bleu": round(result.bleu.score, 4), "chrf": round(result.chrf.score, 4)}
-
-
-def _finish(
-    recipe: Recipe,
-    trainer: FusionTrainer,
-    watch: Stopwatch,
-    composition: Composition,
-    corpora: dict[str, Dataset],
-    say: Say,
-    full: bool,
-) -> RunResult:
-    """Average, save, evaluate on the tests, and write down what came out."""
-    output = Path(recipe.output)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    dev_bleu = trainer.state.best_metric
-    if recipe.train.average_checkpoints > 1:
-        dev_bleu = _average(recipe, trainer, model, dev_bleu, say)
-    result = RunResult(
-        recipe.name, output, trainer.state.global_step, round(watch.seconds, 1), dev_bleu, {}
-    )
-    if trainer.is_world_process_zero():
-        save_model(model, model_directory(recipe), composition.processor, full=full)
-        scores = evaluate_tests(recipe, corpora)
-        result.tests = {name: evaluation.to_json() for name, evaluation in scores.items()}
-        versions = {"fusion": fusion.__version__, "torch": torch.__version__}
-        versions |= {"transformers": transformers.__version__, "python": platform.python_version()}
-        content = asdict(result) | {"directory": ".", "versions": versions}
-        content["device"], content["threads"] = str(trainer.args.device), torch.get_num_threads()
-        content["history"] = trainer.state.log_history
-        content["padding"] = trainer.sampler.padding
-        content["memory_cache"] = trainer.memory_cache
-        if trainer.freezer is not None:
-            content["stages"] = trainer.freezer.table.to_json()
-        write_json(output / "run.json", content)
-        say(f"{recipe.name}: saved in {result.model}")
-    trainer.accelerator.wait_for_everyone()
-    return result
-
-
-def _average(
-    recipe: Recipe, trainer: FusionTrainer, model: FusedModel, best: float | None, say: Say
-) -> float | None:
-    """Average the last checkpoints' tensors; keep the average where dev BLEU says so."""
-    paths = checkpoints(Path(trainer.args.output_dir))[-recipe.train.average_checkpoints :]
-    if len(paths) < 2:
-        return best
-    average_into(model, paths)
-    trainer.remove_callback(StopInLastStage)
-    bleu: float = trainer.evaluate(metric_key_prefix="average")["average_bleu"]
-    kept = best is None or bleu > best
-    say(
-        f"{recipe.name}: mean of the last {len(paths)} checkpoints: dev BLEU {bleu:.2f}, "
-        f"best single one {best or 0:.2f}; kept: {'the mean' if kept else 'the single one'}"
-    )
-    if not kept:
-        trainer.read_checkpoint(Path(trainer.state.best_model_checkpoint or paths[-1]))
-    return bleu if kept else best
-
-
-def average_into(model: FusedModel, paths: list[Path]) -> None:
-    """Give a model the mean of its checkpoints' floating point tensors, taken in float64."""
-    targets = dict(model.named_parameters()) | dict(model.named_buffers())
-    for file in sorted(path.relative_to(paths[0]) for path in paths[0].rglob("*.safetensors")):
-        prefix = _prefix_of(model, file)
-        several = [load_file(path / file) for path in paths]
-        for name, first in several[0].items():
-            if first.is_floating_point():
-                mean = torch.stack([tensors[name].double() for tensors in several]).mean(0)
-                with torch.no_grad():
-                    targets[prefix + name].copy_(mean)
-
-
-def _prefix_of(model: FusedModel, file: Path) -> str:
-    folders = {Path(folder): prefix for prefix, folder in parts_of(model).items()}
-    return "" if file.name == GLUE_FILE else folders[file.parent]
-
-
-def evaluate_tests(recipe: Recipe, corpora: dict[str, Dataset]) -> dict[str, Evaluation]:
-    """Translate and score every test set with the saved model, as a user would load it."""
-    model = load_model(model_directory(recipe))
-    if torch.cuda.is_available():
-        model.to("cuda")
-    processor = FusionProcessor.from_pretrained(model_directory(recipe))
-    folder = Path(recipe.output) / "translations"
-    folder.mkdir(exist_ok=True)
-    results = {}
-    for name in recipe.data.tests:
-        corpus = corpora[f"tests.{name}"]
-        texts = translate(model, processor, list(corpus["source"]))
-        (folder / f"{name}.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
-        results[name] = score(texts, list(corpus["target"]), recipe.data.target_lang)
-    return results

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from fusion.callbacks import Freezer, UpdateClock
+from fusion.callbacks import Freezer, Stopwatch, UpdateClock
 from fusion.data import TokenBatchSampler
 from fusion.errors import RecipeError
 from fusion.model import FusedModel
@@ -63,9 +63,9 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         learning_rates: LearningRates,
         label_smoothing: float,
         compute_metrics: Callable[[Any], dict[str, float]],
-        callbacks: list[TrainerCallback],
         collate: Collate | None = None,
     ) -> None:
+        self.watch = Stopwatch()
         super().__init__(
             model=model,
             args=args,
@@ -73,7 +73,7 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             eval_dataset=dev,
             data_collator=processor.pad,
             compute_metrics=compute_metrics,
-            callbacks=[*callbacks, UpdateClock()],
+            callbacks=[self.watch, UpdateClock()],
         )
         self.freezer: Freezer | None = None
         self.left_out = frozen_parts(model)  # of checkpoints: what is never trained

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,6 +83,8 @@ BAD_RECIPES = {
     "bad layer": (["encoders.bert.layer=last"], ["encoders.bert.layer", "mix"]),
     "bad budget": (["data.batch_tokens=3"], ["data.batch_tokens", "16"]),
     "bad seed": (["seed=one"], ["seed", "one"]),
+    "negative seed": (["seed=-1"], ["seed", "-1"]),
+    "no number": (["seed=2e3x"], ["seed", "2e3x"]),
     "bad train key": (["train.learning_rat=1"], ["train.learning_rat", "learning_rate"]),
     "negative rate": (["train.learning_rates.glue=-1"], ["train.learning_rates.glue"]),
     "no patience": (["train.early_stopping={}"], ["train.early_stopping.patience"]),
@@ -100,6 +103,8 @@ BAD_FILES = {
     "twice": ("name: a\nname: b\n", "written twice"),
     "extends nothing": ("extends: nothing.yaml\n", "extends"),
     "extends itself": ("extends: bad.yaml\n", "extends itself"),
+    "holds itself": ("name: &a [*a]\n", "not valid YAML"),
+    "a date that is none": ("name: 2024-99-99\n", "not valid YAML"),
 }
 
 
@@ -165,6 +170,10 @@ def test_bad_sources_and_bad_text_are_refused_and_nothing_is_written(
     for name, content in texts.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "good.yaml").write_text(json.dumps(good), encoding="utf-8")
+    shutil.copytree(host_dirs["marian"], tmp_path / "tok")
+    for name, other in (("round", "good2"), ("good2", "round")):
+        around = f"extends: good.yaml\nhost: {{source: 'recipe:{other}.yaml'}}\n"
+        (tmp_path / f"{name}.yaml").write_text(around, encoding="utf-8")
     before = sorted(path.name for path in tmp_path.iterdir())
     bad = {
         "host.source=./no_host": ["no_host"],
@@ -184,6 +193,26 @@ def test_bad_sources_and_bad_text_are_refused_and_nothing_is_written(
         "generate.num_beam=3": ["generate.num_beam", "num_beams"],
         "train.lr_scheduler_type=sideways": ["train", "sideways"],
         "train.output_dir=x": ["train.output_dir"],
+        "train.num_train_epochs=lots": ["train.num_train_epochs", "lots", "number"],
+        "train.num_train_epochs=-1": ["train.num_train_epochs", "-1"],
+        "train.max_steps=-3": ["train.max_steps", "-3"],
+        "train.learning_rate=.nan": ["train.learning_rate", "nan"],
+        "train.bf16=maybe": ["train.bf16", "maybe"],
+        "train.gradient_accumulation_steps=0": ["train.gradient_accumulation_steps", "from 1"],
+        "train.label_smoothing_factor=2": ["train.label_smoothing_factor", "below 1"],
+        "train.metric_for_best_model=blue": ["train.metric_for_best_model", "bleu"],
+        "train.report_to=nobody": ["train", "nobody"],
+        "generate.num_beams=0": ["generate.num_beams", "from 1"],
+        "generate.temperature=hot": ["generate.temperature", "hot"],
+        "generate.temperature=0.7": ["generate", "do_sample"],
+        "generate.num_return_sequences=2": ["generate.num_return_sequences"],
+        "glue.0.feed_forward=wide": ["glue", "feed_forward", "wide", "number"],
+        "host={new: {family: marian, d_model: 33}, tokenizer: ./tok}": ["host", "divisible"],
+        "host={new: {family: marian, dropout: 1.5}, tokenizer: ./tok}": ["host.new.dropout"],
+        "host={new: {family: marian, encoder_layers: -1}, tokenizer: ./tok}": ["encoder_layers"],
+        "host.source=recipe:round.yaml": ["host.source", "round.yaml -> good2.yaml -> round.yaml"],
+        "output=a.en": ["a.en", "Not a directory"],
+        "output=/proc/nobody": ["output", "/proc/nobody"],
     }
     commands = [["train", "good.yaml", override] for override in bad]
     results, _ = run_all(commands, tmp_path)

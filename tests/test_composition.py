@@ -73,6 +73,7 @@ def test_build_lists_missing_renamed_and_transposed_tensors_at_once_and_writes_n
     transposed = line("host.model.encoder.layers.0.fc1.weight: shape")
     renamed = line("host.model.encoder.layers.1.fc2.weight: would start from nothing")
     left_over = line("host.(nothing)", "fc_2.weight, which no tensor takes")
+    assert lines.pop(0) == f"{recipe}:"
     assert len(lines) == 4
     assert 'nearest: "model.encoder.layers.0.fc1.weight"' in missing
     assert "transposed?" in transposed
@@ -97,7 +98,8 @@ def test_problems_of_two_parts_are_reported_together(
         compose(recipe)
     assert "host.model.encoder.layers.0.fc1.weight: would start" in str(error.value)
     assert "encoders.bert.model.embeddings.LayerNorm.weight: would start" in str(error.value)
-    assert plan(recipe).problems == str(error.value).split("\n")
+    assert plan(recipe).problems == str(error.value).split("\n")[1:]
+    assert str(error.value).startswith(f"{recipe.file}:\n")
 
 
 @pytest.mark.parametrize("host", ["marian", "bart", "t5"])
@@ -178,7 +180,7 @@ def test_a_file_with_a_task_head_needs_a_reason_to_leave_it_out_and_then_is_an_e
     encoder: dict[str, Any] = {"source": str(tagger)}
     with pytest.raises(WarmStartError) as error:
         compose(make_recipe(encoders={"bert": encoder}))
-    lines = str(error.value).split("\n")
+    _, *lines = str(error.value).split("\n")
     assert len(lines) == 2
     for line in lines:
         assert "has classifier." in line

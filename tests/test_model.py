@@ -325,7 +325,6 @@ def test_a_frozen_encoder_is_not_in_the_optimizer(
         learning_rates=LearningRates(glue=0.1),
         label_smoothing=0.0,
         compute_metrics=lambda prediction: {},
-        callbacks=[],
     )
     optimizer = trainer.create_optimizer()
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
@@ -457,7 +456,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(fused: Any, sentences: 
 
 
 def test_an_unknown_site_lists_the_hosts_sites(make_recipe: Any) -> None:
-    with pytest.raises(SiteError, match=r'no site "encoder\.7\.x".*decoder\.1\.cross_attention'):
+    with pytest.raises(
+        SiteError, match=r'no site "encoder\.7\.x".*decoder\.{0..1}\.cross_attention'
+    ):
         compose(make_recipe(sites=["encoder.7.x"]))
 
 

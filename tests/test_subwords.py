@@ -155,3 +155,13 @@ def test_an_old_tokenizer_is_replaced_and_other_files_are_not(tmp_path: Path) ->
     with pytest.raises(RecipeError, match=r"thesis\.tex"):
         trained(directory)
     assert (directory / "thesis.tex").exists()
+
+
+def test_a_very_long_line_is_learned_from_in_seconds(tmp_path: Path) -> None:
+    words = [f"w{number % 97}" for number in range(60_000)]
+    spec = SentencePieceSpec(vocab_size=80)
+    train_tokenizer(spec, [" ".join(words)], tmp_path / "long", "en", "de")
+    train_tokenizer(spec, [" ".join(words[n : n + 200]) for n in range(0, len(words), 200)],
+                    tmp_path / "short", "en", "de")  # fmt: skip
+    long, short = ((tmp_path / name / "source.spm").read_bytes() for name in ("long", "short"))
+    assert long == short

@@ -81,7 +81,6 @@ def start(make_recipe: RecipeMaker, tmp_path: Path, sentences: list[str]) -> Cal
             learning_rates=recipe.train.learning_rates,
             label_smoothing=smoothing,
             compute_metrics=lambda prediction: {},
-            callbacks=[],
         )
         said: list[str] = []
         if (table := timetable_of(recipe, composition.model, trainer)) is not None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from fusion.errors import RecipeError, SiteError, nearest
+from fusion.errors import FusionError, ModelError, RecipeError, SiteError, nearest
 from fusion.hosts.site import At, Seat
 from fusion.hosts.unsupported import UNSUPPORTED
 from fusion.keymap import Pattern
@@ -68,7 +68,14 @@ class Family:
 
     def build(self, config: PretrainedConfig) -> PreTrainedModel:
         """The model, uninitialised as far as the caller's context says."""
-        model = self.architecture(config)
+        try:
+            model = self.architecture(config)
+        except FusionError:
+            raise
+        except Exception as error:  # heads that do not divide the width, and the like
+            raise ModelError(
+                f"host: {self.architecture.__name__} cannot be built from its config: {error}"
+            ) from error
         model.tie_weights()  # where initialisation is switched off, so is tying
         return model
 
@@ -80,11 +87,16 @@ class Family:
         """
         config_class = self._config_class
         known = self.fields()
-        for key in options:
+        usual = config_class()
+        for key, value in options.items():
             if key not in known:
                 raise RecipeError(
                     f'host.new: {config_class.__name__} has no "{key}"{nearest(key, known)}'
                 )
+            if _is_below_zero(value) and not _is_below_zero(getattr(usual, key, None)):
+                raise RecipeError(f"host.new.{key}: found {value}; should be 0 or more")
+            if "drop" in key and isinstance(value, int | float) and value > 1:
+                raise RecipeError(f"host.new.{key}: found {value}; should be at most 1")
         try:
             config: PretrainedConfig = config_class(**options)
         except Exception as error:  # each config class has validators of its own
@@ -164,6 +176,10 @@ class Family:
             for one in where if isinstance(where, tuple) else (where,):
                 at = At(one, skip=True) if isinstance(one, str) else one
                 yield Pattern(site), Pattern(at.module), at
+
+
+def _is_below_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and value < 0
 
 
 def _field(config: PretrainedConfig, path: str, *default: Any) -> Any:

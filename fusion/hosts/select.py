@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 
 from fusion.errors import SiteError
 from fusion.keymap import Pattern
 
 _RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
+_NUMBERED = re.compile(r"-?\d+|\*/\d+|\{.*\}")
+SHOWN = 40  # kinds of sites in an error
 _EVERY = re.compile(r"\*/([1-9]\d*)")
 
 
@@ -27,13 +30,35 @@ def select_sites(patterns: list[str], sites: list[str]) -> list[str]:
         wanted = [_component_tests(p, sites) for p in _alternatives(text)]
         hits = [site for site in sites if any(_matches(tests, site) for tests in wanted)]
         if not hits:
-            raise SiteError(f'no site "{text}"; this host has: {", ".join(sites)}')
+            raise SiteError(f'no site "{text}"{_what_there_is(text, sites)}')
         if all(site in chosen for site in hits):
             before = ", ".join(dict.fromkeys(f'"{chosen[site]}"' for site in hits))
             raise SiteError(f'sites: "{text}" names nothing new; {before} has all of it')
         for site in hits:
             chosen.setdefault(site, text)
     return [site for site in sites if site in chosen]
+
+
+def _what_there_is(text: str, sites: list[str]) -> str:
+    """The nearest pattern, and all sites with the layers of a kind in one: `encoder.{0..5}.x`."""
+    layers: dict[str, list[int]] = {}
+    for site in sites:
+        numbers = [int(part) for part in site.split(".") if part.isdigit()]
+        layers.setdefault(_starred(site), []).extend(numbers[:1])
+    roles = [
+        role.replace("*", f"{{{min(found)}..{max(found)}}}" if len(set(found)) > 1 else "0", 1)
+        if found == list(range(len(found)))
+        else role
+        for role, found in layers.items()
+    ]
+    close = difflib.get_close_matches(_starred(text), layers, n=1)
+    near = f'; nearest: "{close[0]}"' if close else ""
+    shown = ", ".join(roles[:SHOWN]) + (", ..." if len(roles) > SHOWN else "")
+    return f"{near}; this host has: {shown}"
+
+
+def _starred(site: str) -> str:
+    return ".".join("*" if _NUMBERED.fullmatch(part) else part for part in site.split("."))
 
 
 def _alternatives(text: str) -> list[str]:

@@ -40,6 +40,7 @@ def validate_recipe(raw: dict[str, Any], path: Path) -> Recipe:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise RecipeError("\n".join(f"{path}: {line}" for line in explain(error))) from None
+    recipe._file = path
     problems = unknown_names(recipe)
     if problems:
         raise RecipeError("\n".join(f"{path}: {line}" for line in problems))

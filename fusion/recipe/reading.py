@@ -30,7 +30,7 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+"),
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
 
@@ -49,11 +49,14 @@ def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
     try:
         raw = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys; found {type(raw).__name__}")
-    raw = _expand(raw, path, "")
+    try:
+        raw = _expand(raw, path, "")
+    except RecursionError:
+        raise RecipeError(f"{path}: not valid YAML: an alias stands inside what it names") from None
     parent = raw.pop("extends", None)
     if parent is None:
         return anchored(raw, resolved.parent)
@@ -109,7 +112,7 @@ def override_value(raw: dict[str, Any], override: str, path: Path) -> None:
         raise RecipeError(f'{path}: override "{override}": write it as a.b=value')
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise RecipeError(f'{path}: override "{override}": the value is not valid YAML') from None
     value = _expand(value, path, dotted)
     node: Any = raw

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
 from fusion.recipe.parts import EncoderSpec, GlueSpec, HostSpec, Strict
 from fusion.recipe.text import DataSpec
@@ -17,7 +18,7 @@ class Recipe(Strict):
     """Everything that fixes a run."""
 
     name: str
-    seed: int = 1
+    seed: int = Field(default=1, ge=0, lt=2**32)
     output: str = Field(description="where the model and its checkpoints are written")
     host: HostSpec
     encoders: dict[str, EncoderSpec] = Field(default_factory=dict)
@@ -33,6 +34,13 @@ class Recipe(Strict):
     generate: dict[str, Any] = Field(
         default_factory=dict, description="transformers' GenerationConfig, by its names"
     )
+
+    _file: Path | None = PrivateAttr(default=None)
+
+    @property
+    def file(self) -> Path | None:
+        """Where it was read from."""
+        return self._file
 
     @field_validator("encoders", "glue", "stages", mode="before")
     @classmethod

@@ -54,7 +54,20 @@ def test_patterns_choose_sites_once_in_the_hosts_order(
 def test_a_pattern_that_matches_nothing_lists_the_hosts_sites(text: str) -> None:
     with pytest.raises(SiteError) as caught:
         select_sites(["encoder.*.self_attention", text], SITES)
-    assert str(caught.value) == f'no site "{text}"; this host has: {", ".join(SITES)}'
+    kinds = "encoder.*.self_attention, decoder.*.self_attention, decoder.*.cross_attention"
+    start, listed = str(caught.value).split("; this host has: ")
+    assert start.startswith(f'no site "{text}"')
+    assert listed == kinds
+
+
+def test_the_nearest_pattern_is_named_and_layers_in_a_row_are_written_as_a_range() -> None:
+    with pytest.raises(SiteError) as caught:
+        select_sites(["decodr.3.cross_attention"], DEEP)
+    assert str(caught.value) == (
+        'no site "decodr.3.cross_attention"; nearest: "decoder.*.cross_attention"; this host has: '
+        "encoder.embeddings, encoder.output, decoder.{0..11}.output, "
+        "decoder.{0..11}.cross_attention"
+    )
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,6 @@ def trainer_of(composition: Any, sentences: list[str], folder: Path, **options: 
         learning_rates=LearningRates(),
         label_smoothing=0.1,
         compute_metrics=lambda prediction: {},
-        callbacks=[],
     )
     trainer.model_accepts_loss_kwargs = True
     return trainer
@@ -288,8 +287,8 @@ class FixedBatches:
     [
         ({"weight": 0.0}, "between 0 and 1; found 0.0"),
         ({"weight": 1.0}, "between 0 and 1; found 1.0"),
-        ({"align": "words"}, 'align: "attention", "tokens" or "mean"'),
-        ({"projection": "none"}, 'projection: "fixed" or "trained"'),
+        ({"align": "words"}, r"align: found 'words'; should be 'attention', 'tokens' or 'mean'"),
+        ({"projection": "none"}, r"projection: found 'none'; should be 'fixed' or 'trained'"),
         ({"sites": ["decoder.output"]}, "outputs of the host's encoder.* found decoder.output"),
         ({"sites": ["encoder.0.self_attention"]}, "found encoder.0.self_attention"),
     ],
