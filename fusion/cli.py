@@ -424,12 +424,10 @@ def main() -> NoReturn:
         sys.exit(stop.exit_code)
     except typer.Abort:
         sys.exit(130)
-    except BrokenPipeError:
-        os._exit(141)
     except OSError as error:
-        if error.filename is None:
+        if error.strerror is None:
             raise
-        _fail(f"{error.filename}: {error.strerror}")
+        _fail(": ".join(str(part) for part in (error.filename, error.strerror) if part))
     except Exception as error:
         message = getattr(error, "format_message", None)  # click's usage errors
         if message is None:
