@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fusion.checkpoints.source import Source, TensorInfo
 from fusion.errors import KeyMapError, RegistryError, nearest
@@ -110,6 +111,9 @@ class _Planner:
                 f"the rule from {' + '.join(rule.sources)} matches no tensor"
                 f"{nearest_pattern(rule.target, targets)}",
             )
+        for pattern, reason in self.told.ignore.items():
+            if not reason.strip():
+                self._problem(pattern, "ignore: say why it is left out; the reason is empty")
         for pattern in sorted(self.unused_inits):
             self._problem(pattern, f"the init matches no tensor{nearest_pattern(pattern, targets)}")
         return Plan(self.ledger, tuple(self.problems), self.keys, self.operations)
@@ -119,6 +123,9 @@ class _Planner:
 
     def _decide(self, names: list[str], tensor: Tensor, kind: str) -> None:
         """Give one tensor, with all the names it goes by, its origin."""
+        if is_lazy(tensor):
+            self._problem(names[0], "has no shape yet; call the lazy module once on an input")
+            return
         saved = [n for n in names if kind != "buffer" or is_persistent(self.module, n)]
         found = self._loads(saved, tensor)
         name = (found or saved or names)[0]

@@ -134,6 +134,11 @@ def _opened(source: Sources) -> dict[str, Source]:
 
 
 def _open(source: Source | str | Path) -> Source:
+    if not isinstance(source, Source | str | Path):
+        raise SourceError(
+            f"a source is a path, a hub id or a Source; found {type(source).__name__}; "
+            "save a state dict to a file first"
+        )
     return source if isinstance(source, Source) else open_source(source)
 
 

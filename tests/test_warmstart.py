@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fusion.checkpoints.directory import open_source
 from fusion.checkpoints.source import Source, tensor_digest
-from fusion.errors import KeyMapError, LedgerError, WarmStartError
+from fusion.errors import KeyMapError, LedgerError, SourceError, WarmStartError
 from fusion.inits import generator_for
 from fusion.ledger import Origin
 from fusion.warmstart import parameters_on_meta, plan, verify_total, warm_start
@@ -128,6 +128,21 @@ def test_a_source_tensor_that_nothing_takes_is_refused_unless_ignored(tmp_path: 
         "fc5.weight": "the new net is shorter",
         "fc5.bias": "the new net is shorter",
     }
+
+
+def test_leaving_a_tensor_out_takes_a_reason(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "net.pt")
+    with pytest.raises(WarmStartError, match="bias: ignore: say why"):
+        warm_start(nn.Linear(2, 3, bias=False), tmp_path / "net.pt", ignore={"bias": " "})
+
+
+def test_a_lazy_module_and_a_source_that_is_no_place_are_named(tmp_path: Path) -> None:
+    state = nn.Linear(2, 3).state_dict()
+    torch.save(state, tmp_path / "net.pt")
+    with pytest.raises(WarmStartError, match="weight: has no shape yet.*\n.*bias: has no shape"):
+        warm_start(nn.LazyLinear(3), tmp_path / "net.pt")
+    with pytest.raises(SourceError, match="found Tensor; save a state dict"):
+        warm_start(nn.Linear(2, 3), state)
 
 
 def test_a_rule_renames(tmp_path: Path) -> None:
