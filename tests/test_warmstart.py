@@ -139,7 +139,7 @@ def test_leaving_a_tensor_out_takes_a_reason(tmp_path: Path) -> None:
 def test_a_lazy_module_and_a_source_that_is_no_place_are_named(tmp_path: Path) -> None:
     state = nn.Linear(2, 3).state_dict()
     torch.save(state, tmp_path / "net.pt")
-    with pytest.raises(WarmStartError, match="weight: has no shape yet.*\n.*bias: has no shape"):
+    with pytest.raises(WarmStartError, match=r"weight: has no shape yet.*\n.*bias: has no shape"):
         warm_start(nn.LazyLinear(3), tmp_path / "net.pt")
     with pytest.raises(SourceError, match="found Tensor; save a state dict"):
         warm_start(nn.Linear(2, 3), state)
