@@ -72,6 +72,7 @@ def _run(recipe: Recipe, say: Say, full: bool) -> RunResult:
         run(below, say)
     fresh = not (output / "recipe.json").is_file()
     _claim(recipe, output)
+    trainer = None
     try:
         corpora = _read(recipe, say)
         tokenizer = host_tokenizer(recipe, corpora["train"], say)
@@ -85,8 +86,8 @@ def _run(recipe: Recipe, say: Say, full: bool) -> RunResult:
             _check_first_batch(recipe, trainer, composition.model, say)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Exception:
-        nothing = last_checkpoint(output / "checkpoints") is None
-        if fresh and nothing and PartialState().is_main_process:
+        untrained = trainer is None or trainer.state.global_step == 0
+        if fresh and untrained and PartialState().is_main_process:
             shutil.rmtree(output, ignore_errors=True)  # the mended recipe may use the place
         raise
     return finish(recipe, trainer, corpora, say, full=full)
