@@ -222,8 +222,9 @@ def evaluate(
 
     sources, references = read_lines(source, "--source"), read_lines(reference, "--reference")
     other = read_lines(compare, "--compare") if compare is not None else None
-    if len(sources) != len(references):
-        raise DataError(f"{source} has {len(sources)} lines and {reference} has {len(references)}")
+    for file, lines in ((reference, references), (compare, other)):
+        if lines is not None and len(sources) != len(lines):
+            raise DataError(f"{source} has {len(sources)} lines and {file} has {len(lines)}")
     loaded, processor = _load(model)
     from fusion.translate import translate as translate_lines
 

@@ -235,13 +235,18 @@ class FusionProcessor:
         """Read what `save_pretrained` wrote; a plain Hugging Face host directory works as well.
 
         Raises:
-            ModelError: no tokenizer there.
+            ModelError: no tokenizer there, or a saved model's settings are gone.
         """
         directory = Path(directory)
         path = directory / "fusion_processor.json"
         settings: dict[str, Any] = {"host": ".", "encoders": {}}
         if path.is_file():
-            settings = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                settings |= json.loads(path.read_text(encoding="utf-8"))
+            except (ValueError, TypeError) as error:
+                raise ModelError(f"{path}: not what fusion wrote: {error}") from None
+        elif (directory / "ledger.json").is_file():
+            raise ModelError(f"{path}: no such file; a saved model has its tokenizers there")
         encoders = {
             name: EncoderText(load_tokenizer(directory / "encoders" / name), **spec)
             for name, spec in settings["encoders"].items()

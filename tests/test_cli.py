@@ -247,6 +247,7 @@ def test_models_are_listed_inspected_and_refused(model: Path, tmp_path: Path) ->
         ["translate", str(tmp_path / "nowhere")],
         ["translate", str(model), str(tmp_path / "no_text")],
         ["evaluate", str(model), *files],
+        ["evaluate", str(model), *files[:2], "--reference", files[1], "--compare", files[3]],
     ]
     results, _ = run_all(commands, tmp_path)
     assert [result[0] for result in results[:5]] == [0] * 5, results
@@ -261,3 +262,4 @@ def test_models_are_listed_inspected_and_refused(model: Path, tmp_path: Path) ->
     assert "nowhere" in clean(results[7])
     assert "no_text" in clean(results[8])
     assert "has 1 lines" in clean(results[9])
+    assert f"{files[3]} has 2" in clean(results[10])

@@ -189,6 +189,15 @@ def test_a_directory_without_tokenizer_is_named(tmp_path: Path) -> None:
         FusionProcessor.from_pretrained(tmp_path)
 
 
+def test_a_saved_model_whose_processor_is_gone_or_broken_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ledger.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ModelError, match=r"fusion_processor\.json: no such file"):
+        FusionProcessor.from_pretrained(tmp_path)
+    (tmp_path / "fusion_processor.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ModelError, match=r"fusion_processor\.json: not what fusion wrote"):
+        FusionProcessor.from_pretrained(tmp_path)
+
+
 def test_text_is_padded_on_the_right_whatever_the_encoders_files_say(
     make_recipe: Any, bert_dir: Path, sentences: list[str], tmp_path: Path
 ) -> None:
