@@ -95,6 +95,8 @@ def checked_values(recipe: Recipe) -> dict[str, Any]:
     values = {}
     for key, found in recipe.train.arguments.items():
         name = RENAMED.get(key, key)
+        if found is False and name.endswith("_strategy"):
+            found = "no"  # which YAML reads as False
         values[key] = value = _typed(key, found, kinds[name])
         least = LEAST.get(name, min(0, usual[name]) if _is_number(usual[name]) else 0)
         if _is_number(value) and not least <= value < inf:

@@ -271,12 +271,12 @@ def inspect(
 
 
 @app.command()
-def verify(model: Model) -> None:
+def verify(model: Model, moved: Moved = None) -> None:
     """Check by digest that saved tensors are what the ledger says, and frozen ones their source."""
     from fusion.saved import read_ledger
     from fusion.verify import verify_model
 
-    problems = verify_model(model)
+    problems = verify_model(model, _places(moved))
     if problems:
         raise FusionError("\n".join(problems))
     ledger = read_ledger(model)
@@ -289,11 +289,12 @@ def export(
     model: Model,
     to: Annotated[str, typer.Option("--to", help="hf, marian-hf or fairseq")],
     output: Annotated[Path, typer.Option("-o", "--output", help="a new directory or file")],
+    moved: Moved = None,
 ) -> None:
     """Give the host back, without glue, in its own format."""
     from fusion.export import export as export_host
 
-    out.print(f"exported to {export_host(model, to, output)}")
+    out.print(f"exported to {export_host(model, to, output, _places(moved))}")
 
 
 @keymap.command()
@@ -450,6 +451,15 @@ def _hush(text: str) -> None:
     """The other ranks say nothing."""
 
 
+def _places(moved: list[str] | None) -> dict[str, str]:
+    """Part -> where its source is now, of `--source PART=DIR`."""
+    pairs = [pair.partition("=") for pair in moved or ()]
+    for part, equals, _ in pairs:
+        if not equals:
+            raise FusionError(f"--source {part}: write it as PART=DIR, for example bert=DIR")
+    return {part: place for part, _, place in pairs}
+
+
 def _load(path: Path, moved: list[str] | None = None) -> tuple[FusedModel, FusionProcessor]:
     from fusion.saved import find_model
 
@@ -459,10 +469,6 @@ def _load(path: Path, moved: list[str] | None = None) -> tuple[FusedModel, Fusio
     from fusion.processor import FusionProcessor
     from fusion.saved import load_model
 
-    pairs = [pair.partition("=") for pair in moved or ()]
-    for part, equals, _ in pairs:
-        if not equals:
-            raise FusionError(f"--source {part}: write it as PART=DIR, for example bert=DIR")
-    model = load_model(directory, {part: place for part, _, place in pairs})
+    model = load_model(directory, _places(moved))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, FusionProcessor.from_pretrained(directory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -21,13 +21,16 @@ from fusion.processor import load_tokenizer
 from fusion.saved import find_model, host_folder, load_model, write_tensors
 
 
-def export(model: str | Path, to: str, output: str | Path) -> Path:
+def export(
+    model: str | Path, to: str, output: str | Path, sources: Mapping[str, str] | None = None
+) -> Path:
     """Write the host of a saved model without its glue.
 
     Args:
         to: `hf`: its own transformers class; `marian-hf`: transformers' MarianMTModel; `fairseq`:
             a checkpoint, where the host came from one
         output: a new directory, or a new file for fairseq
+        sources: part (`host` or an encoder's name) -> where its source is now
 
     Raises:
         ModelError: no such format, the host does not fit it, or `output` exists.
@@ -38,7 +41,7 @@ def export(model: str | Path, to: str, output: str | Path) -> Path:
     if output.exists():
         raise ModelError(f"{output}: exists; choose another place")
     directory = find_model(model)
-    loaded = load_model(directory)
+    loaded = load_model(directory, sources)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.parent / f".{output.name}.{os.getpid()}.tmp"
     try:

@@ -338,7 +338,7 @@ def changed(entry: Entry, location: str) -> str:
 def _check_pinned(ledger: Ledger, filled: Ledger) -> None:
     """What was made again from a source is what it was."""
     problems = [
-        changed(entry, str(entry.source))
+        changed(entry, str(filled[entry.name].source or entry.source))
         for entry in ledger
         if entry.origin in SAVED
         and entry.saved_digest is None

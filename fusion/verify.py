@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from fusion.blank import blank_model
@@ -20,10 +21,13 @@ from fusion.saved import (
 )
 
 
-def verify_model(path: str | Path) -> list[str]:
+def verify_model(path: str | Path, sources: Mapping[str, str] | None = None) -> list[str]:
     """Compare every tensor with the ledger, and frozen ones with their source if it is there.
 
     Reads every byte. A part that was saved without weights is made again from its source.
+
+    Args:
+        sources: part (`host` or an encoder's name) -> where its source is now
 
     Returns:
         one line per tensor that is not what the ledger says; empty: all is well
@@ -40,7 +44,7 @@ def verify_model(path: str | Path) -> list[str]:
     model = blank_model(read_config(directory))
     problems: list[str] = []
     made: set[str] = set()
-    for prefix, source in part_sources(model, directory, ledger).items():
+    for prefix, source in part_sources(model, directory, ledger, sources).items():
         if isinstance(source, MadeAgain):
             problems += _verify_made(source)
             made.add(prefix)

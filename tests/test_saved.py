@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from fusion.composition import compose
 from fusion.errors import FusionError, LedgerError, ModelError, SourceError, WarmStartError
+from fusion.export import export
 from fusion.recipe import Recipe
 from fusion.saved import find_model, load_model, read_ledger, save_model
 from fusion.verify import verify_model
@@ -208,10 +209,16 @@ def test_a_source_that_moved_is_found_where_the_user_says(delta: Path) -> None:
     (delta.parent / "bert").rename(delta.parent / "elsewhere")
     with pytest.raises(ModelError, match=r"^bert: was saved without.*--source bert=DIR"):
         load_model(delta)
-    model = load_model(delta, {"bert": str(delta.parent / "elsewhere")})
+    moved = {"bert": str(delta.parent / "elsewhere")}
+    assert verify_model(delta, moved) == []
+    assert (export(delta, "hf", delta.parent / "host alone", moved) / "config.json").is_file()
+    model = load_model(delta, moved)
     assert model.encoders["bert"] is not None
     with pytest.raises(ModelError, match=r'no part "brt"; nearest: "bert"'):
         load_model(delta, {"brt": str(delta.parent / "elsewhere")})
+    flip_a_byte(delta.parent / "elsewhere" / "model.safetensors", TENSOR)
+    with pytest.raises(ModelError, match=rf"{TENSOR}: .*/elsewhere: .*no longer what was"):
+        load_model(delta, moved)
 
 
 def test_a_source_that_changed_is_refused_by_tensor(delta: Path) -> None:
