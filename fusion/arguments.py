@@ -58,7 +58,11 @@ def training_arguments(recipe: Recipe, model: FusedModel) -> tuple[Seq2SeqTraini
         "use_cpu": not torch.cuda.is_available(),
     }
     settings = defaults | {RENAMED.get(key, key): value for key, value in given.items()}
-    settings.setdefault("save_strategy", settings["eval_strategy"])
+    saved = settings["eval_strategy"]
+    if saved == "no":  # a run that is not evaluated is still to be resumed
+        saved = "steps" if "save_steps" in settings else "epoch"
+        settings["load_best_model_at_end"] = given.get("load_best_model_at_end", False)
+    settings.setdefault("save_strategy", saved)
     if "eval_steps" in settings:
         settings.setdefault("save_steps", settings["eval_steps"])
     fixed = {

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from fusion.arguments import checked_values
+from fusion.arguments import checked_values, training_arguments
+from fusion.composition import compose
 from fusion.errors import RecipeError
 from fusion.recipe import Recipe, validate_recipe
 
@@ -49,3 +50,23 @@ def test_values_that_cannot_be_are_named(values: Any, given: Any, message: str) 
     with pytest.raises(RecipeError) as error:
         values(given)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("train", "saved", "best"),
+    [
+        ({}, "epoch", True),
+        ({"eval_strategy": "steps", "eval_steps": 7}, "steps", True),
+        ({"eval_strategy": "no"}, "epoch", False),
+        ({"eval_strategy": "no", "save_steps": 5}, "steps", False),
+    ],
+)
+def test_a_run_is_saved_when_it_is_evaluated_and_also_when_it_is_not(
+    make_recipe: Any, tmp_path: Path, train: dict[str, Any], saved: str, best: bool
+) -> None:
+    raw = make_recipe().model_dump(mode="json") | {"train": train, "output": str(tmp_path)}
+    recipe = validate_recipe(raw, Path("test.yaml"))
+    arguments, _ = training_arguments(recipe, compose(recipe).model)
+    assert arguments.save_strategy.value == saved
+    assert arguments.load_best_model_at_end is best
+    assert arguments.save_steps == train.get("save_steps", train.get("eval_steps", 500))
