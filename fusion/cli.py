@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ import typer
 from rich.table import Table
 
 from fusion.display import out, show_caches, show_entry, show_ledger, show_plan, show_run
-from fusion.errors import DataError, FusionError
+from fusion.errors import DataError, FusionError, TrainingError
 from fusion.recipe import byte_size, load_recipe, recipe_schema
 from fusion.registry import ALL
 
@@ -50,6 +51,8 @@ CacheDir = Annotated[
     Path | None, typer.Option("--dir", help="memory_cache.dir of a recipe; default: the usual one")
 ]
 Beams = Annotated[int | None, typer.Option(min=1, help="beam size; default: the model's own")]
+
+INTERRUPTED = 130  # the exit status of Ctrl-C
 
 
 @app.command()
@@ -174,8 +177,11 @@ def train(
     first = int(os.environ.get("RANK", "0")) == 0
     result = run(loaded, say=_say if first else _hush, full=full)
     if first:
-        below = host_recipe(loaded)
-        show_run(loaded, result, finished_run(below) if below is not None else None)
+        below, host = host_recipe(loaded), None
+        if below is not None:
+            with contextlib.suppress(TrainingError):  # its recipe was changed since
+                host = finished_run(below)
+        show_run(loaded, result, host)
 
 
 @app.command()
@@ -213,6 +219,10 @@ def evaluate(
         Path | None, typer.Option(help="another output, for a paired bootstrap test")
     ] = None,
     beams: Beams = None,
+    moved: Annotated[
+        list[str] | None,
+        typer.Option("--moved", metavar="PART=DIR", help="where a part's source is now"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Translate and score with sacreBLEU: BLEU and chrF with their signatures."""
@@ -225,7 +235,7 @@ def evaluate(
     for file, lines in ((reference, references), (compare, other)):
         if lines is not None and len(sources) != len(lines):
             raise DataError(f"{source} has {len(sources)} lines and {file} has {len(lines)}")
-    loaded, processor = _load(model)
+    loaded, processor = _load(model, moved)
     from fusion.translate import translate as translate_lines
 
     settings = {} if beams is None else {"num_beams": beams}
@@ -419,13 +429,13 @@ def _cache_root(directory: Path | None) -> Path:
 def main() -> NoReturn:
     """Run the command line."""
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)  # of an interruption; commands themselves return None
     except FusionError as error:
         _fail(str(error))
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except typer.Abort:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except OSError as error:
         if error.strerror is None:
             raise
@@ -435,7 +445,9 @@ def main() -> NoReturn:
         if message is None:
             raise
         _fail(message())
-    sys.exit(0)
+    if status == INTERRUPTED:
+        print("fusion: interrupted", file=sys.stderr)
+    sys.exit(status or 0)
 
 
 def _fail(message: str) -> NoReturn:
@@ -456,7 +468,7 @@ def _places(moved: list[str] | None) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in moved or ()]
     for part, equals, _ in pairs:
         if not equals:
-            raise FusionError(f"--source {part}: write it as PART=DIR, for example bert=DIR")
+            raise FusionError(f"{part}: write it as PART=DIR, for example bert=DIR")
     return {part: place for part, _, place in pairs}
 
 

@@ -297,7 +297,8 @@ class MadeAgain(Source):
             except SourceError as error:
                 raise ModelError(
                     f"{_part_name(prefix)}: was saved without its weights, and its source is not "
-                    f"there: {error}; say where it is: --source {_part_name(prefix)}=DIR"
+                    f"there: {error}; say where it is: --source {_part_name(prefix)}=DIR "
+                    f"(evaluate: --moved {_part_name(prefix)}=DIR)"
                 ) from None
         self.location = " and ".join(source.location for source in self._sources.values())
         self.files = tuple(file for source in self._sources.values() for file in source.files)

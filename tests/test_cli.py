@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -230,6 +231,20 @@ def model(tmp_path_factory: pytest.TempPathFactory, make_recipe: RecipeMaker) ->
     directory = tmp_path_factory.mktemp("saved") / "model"
     save_model(composed.model, directory, composed.processor)
     return directory
+
+
+def test_an_interruption_is_no_success(model: Path) -> None:
+    command = [sys.executable, "-m", "fusion", "translate", str(model), "--buffer-size", "1"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("one\n")
+        process.stdin.flush()
+        process.stdout.readline()  # it has started, and waits for the next line
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith("fusion: interrupted\n") and "Traceback" not in said
 
 
 def test_models_are_listed_inspected_and_refused(model: Path, tmp_path: Path) -> None:
