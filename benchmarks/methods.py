@@ -59,7 +59,9 @@ class Plan:
         if row == "deeper-host":
             changes = small.deeper_host() if small is not None else {}
             return Job(row, seed, base, merged(self._common(), changes))
-        changes = small.warm() if small is not None else {}
+        changes: dict[str, Any] = {}
+        if small is not None:
+            changes = small.staged() if load_recipe(base).stages else small.warm()
         return Job(row, seed, base, merged(self._common(), changes), self.host)
 
     def _common(self) -> dict[str, Any]:

@@ -122,6 +122,18 @@ class Small:
             }
         }
 
+    def staged(self) -> dict[str, Any]:
+        """The same budget in three stages: glue, host and glue, then the encoder too."""
+        passes = self.further / 3
+        return {
+            "train": {"learning_rates": {"host": 0.0015, "glue": 0.004}, "warmup_steps": 10},
+            "stages": [
+                {"train": ["glue"], "passes": passes, "learning_rate": 0.004},
+                {"train": ["host", "glue"], "passes": passes},
+                {"train": "all", "passes": passes},
+            ],
+        }
+
 
 SCALES = {
     "tiny": Small(

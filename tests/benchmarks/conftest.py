@@ -71,7 +71,7 @@ def methods(tmp_path_factory: pytest.TempPathFactory, run_module: RunModule) -> 
     pytest.importorskip("matplotlib", reason="needs the extra benchmarks")
     root = tmp_path_factory.mktemp("methods")
     results = Results(root / "results", root / "runs", root / "report.html")
-    for piece in ("fused", "two-encoders"):
+    for piece in ("fused", "two-encoders", "stages"):
         options = ["--scale", "tiny", "--methods", piece, *results.options("methods")]
         done = run_module("benchmarks.methods", *options)
         assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .conftest import Results, RunModule
 
 pytestmark = pytest.mark.slow
+TRAINED = {"host-continued", "deeper-host", "fused", "stages", "two-encoders"}
 
 
 @pytest.fixture(scope="session")
@@ -22,10 +23,10 @@ def record(methods: Results) -> dict[str, Any]:
 
 def test_pieces_are_merged_into_one_table(record: dict[str, Any]) -> None:
     rows = record["results"]["rows"]
-    assert set(rows) == {"host", "host-continued", "deeper-host", "fused", "two-encoders"}
+    assert set(rows) == {"host", *TRAINED}
     table = record["sections"][0]["table"]
     labels = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
-    assert labels == ["host", "host trained on", "deeper-host", "gated", "two-encoders"]
+    assert labels == ["host", "host trained on", "deeper-host", "gated", "stages", "two-encoders"]
 
 
 def test_budgets_are_equal_and_glue_adds_parameters(record: dict[str, Any]) -> None:
@@ -38,7 +39,7 @@ def test_budgets_are_equal_and_glue_adds_parameters(record: dict[str, Any]) -> N
 
 def test_a_step_is_timed_against_the_hosts(record: dict[str, Any]) -> None:
     steps = record["results"]["steps"]
-    assert set(steps) == {"host-continued", "deeper-host", "fused", "two-encoders"}
+    assert set(steps) == TRAINED
     assert steps["host-continued"] == {"median": 1.0, "low": 1.0, "high": 1.0}
     assert all(0 < step["low"] <= step["median"] <= step["high"] for step in steps.values())
 
