@@ -24,7 +24,7 @@ from fusion.hosts.family import Family
 from fusion.registry import GLUE, HOSTS
 from fusion.testing.bench import Bench, EncoderChoice, HostChoice
 from fusion.testing.checks import COMMON
-from fusion.testing.hosts import TINY_HOSTS
+from fusion.testing.hosts import HOST_LIMITS, TINY_HOSTS
 from fusion.testing.report import CheckFailure, Report, insist, run_checks
 
 __all__ = [
@@ -117,8 +117,9 @@ def _run(
     glue: list[dict[str, Any]],
     skip: Collection[str],
 ) -> Report:
+    limits = {check: why for (name, check), why in HOST_LIMITS.items() if name == host.name}
     with tempfile.TemporaryDirectory() as folder:
-        return run_checks(part, Bench(Path(folder), host, encoders, glue), COMMON, skip)
+        return run_checks(part, Bench(Path(folder), host, encoders, glue), COMMON, skip, limits)
 
 
 def _glue_spec(

@@ -159,7 +159,13 @@ TINY_HOSTS: dict[str, tuple[str, dict[str, Any]]] = {
 # What transformers itself does not do for a family, with glue or without: (name, check) -> why.
 HOST_LIMITS: dict[tuple[str, str], str] = {
     ("fsmt", "generate"): "without a cache, transformers' generate gives it no causal mask",
+    ("fsmt", "batch"): "with a cache, transformers gives it no causal mask",
     ("prophetnet", "generate"): "in transformers, logits of a prefix change with what follows it",
+    ("prophetnet", "batch"): "in transformers, logits of a prefix change with what follows it",
+    **dict.fromkeys(
+        [("gemma2", "dtype"), ("prophetnet", "dtype"), ("t5gemma", "dtype")],
+        "in float64, transformers' mask is infinite in its own float32 softmax",
+    ),
 }
 
 

@@ -55,8 +55,12 @@ def run_checks(
     bench: B,
     checks: Mapping[str, Callable[[B], None]],
     skip: Collection[str] = (),
+    limits: Mapping[str, str] | None = None,
 ) -> Report:
     """Run every check, whatever the others find.
+
+    Args:
+        limits: check -> why it cannot hold here
 
     Raises:
         FusionError: `skip` names no check.
@@ -68,6 +72,9 @@ def run_checks(
     for name, check in checks.items():
         if name in skip:
             report.skipped[name] = "as asked"
+            continue
+        if why := (limits or {}).get(name):
+            report.skipped[name] = why
             continue
         try:
             check(bench)
