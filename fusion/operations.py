@@ -404,7 +404,7 @@ class Function(Operation):
         except (ImportError, AttributeError, ValueError) as error:
             raise KeyMapError(f"function {self.path}: {error}") from None
         try:
-            result = function(*tensors)
+            result = function(*(tensor.clone() for tensor in tensors))  # it may work in place
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise KeyMapError(f"function {self.path}: {reason}") from error

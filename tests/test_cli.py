@@ -236,7 +236,12 @@ def model(tmp_path_factory: pytest.TempPathFactory, make_recipe: RecipeMaker) ->
 def test_an_interruption_is_no_success(model: Path) -> None:
     command = [sys.executable, "-m", "fusion", "translate", str(model), "--buffer-size", "1"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **pipes) as process:
+
+    def heed() -> None:
+        """A shell starts what runs in the background with interruptions ignored."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, text=True, preexec_fn=heed, **pipes) as process:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write("one\n")
         process.stdin.flush()

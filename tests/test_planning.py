@@ -590,3 +590,19 @@ def test_a_tied_tensor_is_computed_only_if_all_of_its_names_are(tmp_path: Path) 
     decided = plan(net, source, computed=lambda name: name == "head.weight", **told)
     assert problems(decided)[0].startswith("shared.weight: would start from nothing")
     assert problems(plan(net, source, computed=lambda name: True, **told)) == []
+
+
+def test_a_function_that_works_in_place_changes_no_other_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in_place.py").write_text("def add_one(t):\n    return t.add_(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    weight = torch.arange(6.0).reshape(2, 3)
+    torch.save({"weight": weight}, tmp_path / "old.pt")
+    module = nn.ModuleList(nn.Linear(3, 2, bias=False) for _ in range(2))
+    changed = {"from": "weight", "ops": [{"function": "in_place:add_one"}]}
+    rules = {"0.weight": changed, "1.weight": "weight"}
+    ledger = warm_start(module, tmp_path / "old.pt", rules=rules)
+    for index, expected in enumerate((weight + 1, weight)):
+        assert torch.equal(module[index].weight, expected)
+        assert ledger[f"{index}.weight"].digest == tensor_digest(expected)

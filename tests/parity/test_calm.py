@@ -64,7 +64,7 @@ def test_even_spreads_the_encoders_layers_over_the_sites_up_to_the_last(
     ("layers", "message"),
     [
         ([1], "the layers of its 2 sites in order"),
-        ("odd", "the layers of its 2 sites in order"),
+        ("odd", "encoder_layers: found 'odd'; should be a valid list or should be 'even'"),
         ([1, 3], r"0 \(embeddings\) to 2; found 3"),
         ([1, -1], r"0 \(embeddings\) to 2; found -1"),
     ],

@@ -142,8 +142,8 @@ def test_a_kept_memory_gives_the_same_step_after_step() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "concatenate"}, 'mode: "add" or "replace"'),
-        ({"start": "zero"}, 'start: "paper" or "neutral"'),
+        ({"mode": "concatenate"}, r"mode: found 'concatenate'; should be 'add' or 'replace'"),
+        ({"start": "zero"}, r"start: found 'zero'; should be 'paper' or 'neutral'"),
         ({"start": "neutral", "mode": "replace"}, "keeps the host's embeddings: mode: add"),
         ({"last": 3}, r"0 \(off\) to the encoder's 2 layers; found 3"),
         ({"last": -1}, "found -1"),

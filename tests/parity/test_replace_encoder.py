@@ -62,5 +62,5 @@ def test_the_source_text_of_the_host_has_no_influence(
 def test_no_projector_needs_memory_of_the_hosts_width(make_recipe: Any) -> None:
     with pytest.raises(RecipeError, match="needs memory of the host's width 32; it is 24"):
         compose(make_recipe(method="replace-encoder", projector="none"))
-    with pytest.raises(RecipeError, match='projector: "linear" or "none"'):
+    with pytest.raises(RecipeError, match="found 'mlp'; should be 'linear' or 'none'"):
         compose(make_recipe(method="replace-encoder", projector="mlp"))
