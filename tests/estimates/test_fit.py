@@ -48,6 +48,7 @@ def test_a_recipe_that_fits_is_left_as_it_is(base_recipe: Path) -> None:
     assert found.fits and found.overrides == [] and len(found.trials) == 1
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_all_was_tried_in_order_and_each_is_a_valid_recipe(
     make_recipe: Callable[..., Recipe], recipe_file: Callable[[Recipe], Path]
 ) -> None:
