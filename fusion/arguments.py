@@ -10,13 +10,12 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from transformers import Seq2SeqTrainingArguments
 
 from fusion.errors import RecipeError
 from fusion.model import FusedModel
 from fusion.policies import freezes_for_a_time
-from fusion.recipe import Recipe
+from fusion.recipe import Recipe, typed_value
 
 # The least that works, where it is not what transformers' default suggests.
 LEAST = {
@@ -98,13 +97,15 @@ def checked_values(recipe: Recipe) -> dict[str, Any]:
     }
     values = {}
     for key, found in recipe.train.arguments.items():
-        name = RENAMED.get(key, key)
+        name, value = RENAMED.get(key, key), found
         if found is False and name.endswith("_strategy"):
-            found = "no"  # which YAML reads as False
-        values[key] = value = _typed(key, found, kinds[name])
+            value = "no"  # which YAML reads as False
+        if set(get_args(kinds[name]) or (kinds[name],)) <= PLAIN:
+            value = typed_value(f"train.{key}", found, kinds[name])
         least = LEAST.get(name, min(0, usual[name]) if _is_number(usual[name]) else 0)
         if _is_number(value) and not least <= value < inf:
             raise RecipeError(f"train.{key}: found {found!r}; should be a number from {least} on")
+        values[key] = value
     metric = str(values.get("metric_for_best_model", "bleu")).removeprefix("eval_")
     if metric not in METRICS:
         raise RecipeError(
@@ -114,16 +115,6 @@ def checked_values(recipe: Recipe) -> dict[str, Any]:
         found = values["label_smoothing_factor"]
         raise RecipeError(f"train.label_smoothing_factor: found {found!r}; should be below 1")
     return values
-
-
-def _typed(key: str, found: Any, kind: Any) -> Any:
-    if not set(get_args(kind) or (kind,)) <= PLAIN:
-        return found
-    try:
-        return TypeAdapter(kind).validate_python(found)
-    except ValidationError as error:
-        why = error.errors()[0]["msg"].replace("Input should", "should")
-        raise RecipeError(f"train.{key}: found {found!r}; {why}") from None
 
 
 def _is_number(value: Any) -> bool:

@@ -13,7 +13,7 @@ from fusion.checkpoints.directory import locate
 from fusion.configuration import FusedConfig
 from fusion.encoders.auto import ONE_MEMORY, memory_config, position_limit
 from fusion.encoders.sentence_transformers import default_prompt
-from fusion.errors import RecipeError, SiteError, WarmStartError, of_recipe
+from fusion.errors import RecipeError, SiteError, WarmStartError
 from fusion.generation import check_generation, generation_config
 from fusion.glue.base import Glue
 from fusion.hosts.family import Family, family_of
@@ -33,7 +33,13 @@ from fusion.parts import (
 )
 from fusion.planning import Plan
 from fusion.processor import EncoderText, FusionProcessor, load_tokenizer
-from fusion.recipe import EncoderSpec, GlueSpec, Recipe, SentencePieceSpec
+from fusion.recipe import (
+    EncoderSpec,
+    GlueSpec,
+    Recipe,
+    SentencePieceSpec,
+    names_the_recipe,
+)
 from fusion.registry import ENCODERS, GLUE, HOSTS
 from fusion.timetable import freeze_never_trained
 from fusion.warmstart import plan as plan_part
@@ -82,6 +88,7 @@ class RecipePlan:
     notes: list[str] = field(default_factory=list)
 
 
+@names_the_recipe
 def compose(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) -> Composition:
     """Build the model of a recipe and give every tensor its values.
 
@@ -92,11 +99,6 @@ def compose(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) ->
         FusionError: a source is missing, or any tensor outside glue would start from nothing; the
             message lists every such tensor.
     """
-    with of_recipe(recipe.file):
-        return _compose(recipe, tokenizer)
-
-
-def _compose(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> Composition:
     tokenizer = tokenizer or _host_tokenizer(recipe)
     model, parts = _build(recipe, _host_config(recipe, tokenizer))
     ledger = Ledger()
@@ -118,13 +120,9 @@ def _compose(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> Compo
     return Composition(model, _processor(recipe, model, tokenizer))
 
 
+@names_the_recipe
 def plan(recipe: Recipe) -> RecipePlan:
     """What `compose` would do, from configs and checkpoint headers; reads no weights."""
-    with of_recipe(recipe.file):
-        return _plan(recipe)
-
-
-def _plan(recipe: Recipe) -> RecipePlan:
     notes: list[str] = []
     if untrained_host(recipe) is not None:
         notes.append(f"host: {recipe.host.source} has no output yet; it is trained first")

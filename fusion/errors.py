@@ -5,9 +5,8 @@ All of them derive from `FusionError`; the command line prints the message alone
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 
 class FusionError(Exception):
@@ -58,20 +57,6 @@ class ModelError(FusionError):
 
 class TrainingError(FusionError):
     """A run that cannot start or resume where it was told to."""
-
-
-@contextlib.contextmanager
-def of_recipe(file: object) -> Iterator[None]:
-    """Put the file of a recipe before what is found wrong while it is worked on."""
-    try:
-        yield
-    except FusionError as error:
-        message = str(error)
-        if file is not None and not error.located and not message.startswith(str(file)):
-            gap = "\n" if "\n" in message else " "
-            error.args = (f"{file}:{gap}{message}",)
-        error.located = True
-        raise
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

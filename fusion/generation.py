@@ -12,8 +12,10 @@ from fusion.parts import host_directory
 from fusion.recipe import Recipe
 from fusion.registry import TOOLKITS
 
-WHOLE = {"num_beams": 1, "max_length": 1, "max_new_tokens": 1, "top_k": 0, "min_length": 0}
-WHOLE |= {"min_new_tokens": 0, "no_repeat_ngram_size": 0}  # numbers of something, and their least
+WHOLE = {  # numbers of something, and their least
+    **dict.fromkeys(("num_beams", "max_length", "max_new_tokens"), 1),
+    **dict.fromkeys(("top_k", "min_length", "min_new_tokens", "no_repeat_ngram_size"), 0),
+}
 NUMBERS = ("temperature", "top_p", "length_penalty", "repetition_penalty")
 
 
@@ -24,9 +26,10 @@ def check_generation(recipe: Recipe) -> None:
         RecipeError: a setting that transformers does not have, or a value that it refuses.
     """
     usual = GenerationConfig()
+    known = usual.to_dict()
     for key, value in recipe.generate.items():
-        if key not in usual.to_dict() and not hasattr(usual, key):
-            raise RecipeError(f"generate.{key}: no such setting{nearest(key, usual.to_dict())}")
+        if key not in known and not hasattr(usual, key):
+            raise RecipeError(f"generate.{key}: no such setting{nearest(key, known)}")
         if key in WHOLE and not (type(value) is int and value >= WHOLE[key]):
             raise RecipeError(
                 f"generate.{key}: found {value!r}; should be a whole number from {WHOLE[key]} on"
@@ -35,7 +38,7 @@ def check_generation(recipe: Recipe) -> None:
             raise RecipeError(f"generate.{key}: found {value!r}; should be a number")
     if recipe.generate.get("num_return_sequences", 1) != 1:
         raise RecipeError("generate.num_return_sequences: a line has one translation; remove it")
-    _insist(GenerationConfig(), recipe.generate)
+    _insist(usual, recipe.generate)
 
 
 def generation_config(recipe: Recipe, host: PreTrainedModel) -> GenerationConfig:

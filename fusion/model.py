@@ -511,9 +511,8 @@ def _freeze_only(part: nn.Module, other: nn.Module) -> None:
 
 def _build_glue(spec: dict[str, Any], place: Place) -> Glue:
     method = GLUE.get(spec["method"])
-    options = options_of(method, spec)
     try:
-        module: Glue = method(place, **options)
+        module: Glue = method(place, **options_of(method, spec))
     except (TypeError, FusionError) as error:
         raise RecipeError(f'glue "{spec["name"]}": {error}') from None
     return module

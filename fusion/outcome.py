@@ -18,7 +18,7 @@ from fusion.callbacks import StopInLastStage
 from fusion.errors import TrainingError
 from fusion.evaluate import Evaluation, score
 from fusion.model import FusedModel
-from fusion.parts import model_directory
+from fusion.parts import is_trained, model_directory
 from fusion.processor import FusionProcessor
 from fusion.recipe import Recipe
 from fusion.saved import GLUE_FILE, load_model, parts_of, read_json, save_model, write_json
@@ -62,7 +62,7 @@ def finished_run(recipe: Recipe) -> RunResult | None:
     output = Path(recipe.output)
     _check_same_recipe(recipe, output)
     path = output / "run.json"
-    if not path.is_file() or not (model_directory(recipe) / "ledger.json").is_file():
+    if not path.is_file() or not is_trained(recipe):
         return None
     raw: dict[str, Any] = read_json(path)
     return RunResult(

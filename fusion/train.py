@@ -26,14 +26,14 @@ from fusion.callbacks import Freezer, StopInLastStage
 from fusion.check import Findings, check_model
 from fusion.composition import Composition, compose, plan
 from fusion.data import read_corpus, tokenise
-from fusion.errors import RecipeError, TrainingError, WarmStartError, of_recipe
+from fusion.errors import RecipeError, TrainingError, WarmStartError
 from fusion.evaluate import score
 from fusion.memory_cache.prepare import Hardware, prepare
 from fusion.model import FusedModel
 from fusion.outcome import RunResult, finish, finished_run
 from fusion.parts import host_recipe
 from fusion.processor import FusionProcessor, load_tokenizer
-from fusion.recipe import Recipe, SentencePieceSpec
+from fusion.recipe import Recipe, SentencePieceSpec, names_the_recipe
 from fusion.saved import (
     write_json,
 )
@@ -45,6 +45,7 @@ Say = Callable[[str], None]
 CHECKED_PAIRS = 8
 
 
+@names_the_recipe
 def run(recipe: Recipe, say: Say = lambda text: None, *, full: bool = False) -> RunResult:
     """Train a recipe: its host first where that is another recipe's output that is missing.
 
@@ -55,11 +56,6 @@ def run(recipe: Recipe, say: Say = lambda text: None, *, full: bool = False) -> 
     Raises:
         FusionError: anything the recipe, its sources or its text have wrong.
     """
-    with of_recipe(recipe.file):
-        return _run(recipe, say, full)
-
-
-def _run(recipe: Recipe, say: Say, full: bool) -> RunResult:
     output = Path(recipe.output)
     finished = finished_run(recipe)
     if finished is not None:
@@ -101,6 +97,7 @@ def _check_before_host(recipe: Recipe) -> None:
         raise WarmStartError("\n".join(problems))
 
 
+@names_the_recipe
 def check(recipe: Recipe, say: Say = lambda text: None) -> Findings:
     """Compose a recipe and check it on its first training pairs; writes nothing but a tokenizer.
 
@@ -108,10 +105,9 @@ def check(recipe: Recipe, say: Say = lambda text: None) -> Findings:
         FusionError: it cannot be composed, or its text cannot be read.
     """
     composition = build_composition(recipe, say)
-    with of_recipe(recipe.file):
-        corpus = read_corpus(recipe.data.train, recipe.data, "data.train", empty="drop")
-        pairs = corpus.select(range(min(len(corpus), CHECKED_PAIRS)))
-        rows, _ = tokenise(pairs, composition.processor)
+    corpus = read_corpus(recipe.data.train, recipe.data, "data.train", empty="drop")
+    pairs = corpus.select(range(min(len(corpus), CHECKED_PAIRS)))
+    rows, _ = tokenise(pairs, composition.processor)
     return check_model(composition.model, composition.processor.pad(list(rows)))
 
 
@@ -128,15 +124,15 @@ def _check_first_batch(recipe: Recipe, trainer: FusionTrainer, model: FusedModel
         say(f"{recipe.name}: {line}")
 
 
+@names_the_recipe
 def build_composition(recipe: Recipe, say: Say = lambda text: None) -> Composition:
     """Compose a recipe without training it; its tokenizer is trained first where it has none."""
-    with of_recipe(recipe.file):
-        tokenizer = None
-        if isinstance(recipe.host.tokenizer, SentencePieceSpec):
-            data = recipe.data
-            text = read_corpus(data.train, data, "data.train", empty=data.filters.empty)
-            tokenizer = host_tokenizer(recipe, text, say)
-        return compose(recipe, tokenizer)
+    tokenizer = None
+    if isinstance(recipe.host.tokenizer, SentencePieceSpec):
+        data = recipe.data
+        text = read_corpus(data.train, data, "data.train", empty=data.filters.empty)
+        tokenizer = host_tokenizer(recipe, text, say)
+    return compose(recipe, tokenizer)
 
 
 def _claim(recipe: Recipe, output: Path) -> None:

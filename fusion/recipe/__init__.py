@@ -6,6 +6,7 @@ that names the file, the key, what was found and the nearest known name.
 """
 
 from fusion.recipe.loading import load_recipe, validate_recipe
+from fusion.recipe.located import names_the_recipe
 from fusion.recipe.parts import (
     EncoderSpec,
     GlueSpec,
@@ -29,6 +30,7 @@ from fusion.recipe.training import (
     UnfreezeSpec,
     byte_size,
 )
+from fusion.recipe.values import typed_value
 
 __all__ = [
     "CorpusSpec",
@@ -52,7 +54,9 @@ __all__ = [
     "UnfreezeSpec",
     "byte_size",
     "load_recipe",
+    "names_the_recipe",
     "recipe_schema",
     "training_argument_names",
+    "typed_value",
     "validate_recipe",
 ]
