@@ -59,6 +59,14 @@ class TrainingError(FusionError):
     """A run that cannot start or resume where it was told to."""
 
 
+class NoRoomError(FusionError):
+    """A file or directory that the disk has no room for."""
+
+    def __init__(self, place: object, reason: str) -> None:
+        super().__init__(f"{place}: cannot be written: {reason}")
+        self.reason = reason
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; nearest: "x"` for the closest known name, else `; known: a, b, c`, else nothing."""
     options = sorted(set(known))

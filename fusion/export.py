@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from fusion.hosts.transformer_config import to_marian
 from fusion.model import FusedModel
 from fusion.processor import load_tokenizer
 from fusion.saved import find_model, host_folder, load_model, write_tensors
+from fusion.writing import whole
 
 
 def export(
@@ -42,15 +41,8 @@ def export(
         raise ModelError(f"{output}: exists; choose another place")
     directory = find_model(model)
     loaded = load_model(directory, sources)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.parent / f".{output.name}.{os.getpid()}.tmp"
-    try:
+    with whole(output) as temporary:
         FORMATS[to](loaded, directory, temporary)
-        temporary.rename(output)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
     return output
 
 

@@ -234,7 +234,7 @@ def nearest_pattern(text: str, names: Iterable[str]) -> str:
         if len(found) == len(parts):
             pairs = zip(parts, found, strict=True)
             shaped.add(".".join(p if _HOLE.fullmatch(p) else here for p, here in pairs))
-    close = nearest(text, shaped)
+    close = nearest(text, shaped - {text})  # which may want two equal holes
     return close if close.startswith("; nearest") else nearest(text, known)
 
 
@@ -299,6 +299,7 @@ class KeyMap:
         """The one rule that maps a name, with what it gives; it counts as used."""
         hits = [(index, one) for index, one in enumerate(mapped) if one is not None]
         if len(hits) > 1:
+            self._used.update(index for index, _ in hits)
             shown = " and ".join(str(self.rules[index]) for index, _ in hits)
             raise KeyMapError(f'"{name}": more than one rule matches: {shown}')
         if not hits:
@@ -306,6 +307,16 @@ class KeyMap:
         index, one = hits[0]
         self._used.add(index)
         return self.rules[index], one
+
+    def wanted_by(self, target: str) -> list[str]:
+        """Every source name that any rule has for a target name, where several match."""
+        found: list[str] = []
+        for rule in self.rules:
+            try:
+                found += rule.sources_of(target) or ()
+            except KeyMapError:
+                continue  # said elsewhere
+        return found
 
     def unused(self) -> list[Rule]:
         """Rules that have matched nothing so far."""

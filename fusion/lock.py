@@ -5,21 +5,29 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fusion.checkpoints.digests import file_digest
 from fusion.composition import recipe_parts
 from fusion.errors import RecipeError
-from fusion.parts import host_recipe, untrained_host
+from fusion.keymap import KeyMap
+from fusion.operations import parse
+from fusion.parts import Part, host_recipe, part_directories, untrained_host
 from fusion.recipe import Recipe
-from fusion.saved import write_json
+from fusion.writing import write_json
 
-FORMAT = 1
+FORMAT = 2
 _LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "safetensors")
+_MEANING = {".json", ".txt", ".model", ".spm", ".vocab", ".jinja", ".codes", ".bpe", ".tiktoken"}
 
 
 def lock_of(recipe: Recipe) -> dict[str, Any]:
     """What a recipe composes now: files, tensors and rules of every part, and versions.
+
+    `beside` are the files that say what the tensors mean: configs and tokenizers in the part's
+    directory, and what its rules name.
 
     Reads every byte of the sources that are not in the digest cache. A host that another recipe
     has yet to train is locked by that recipe.
@@ -34,21 +42,44 @@ def lock_of(recipe: Recipe) -> dict[str, Any]:
     content["versions"]["python"] = platform.python_version()
     for part in parts:
         if part.source is None:
-            content["parts"][part.prefix] = {"init": part.init}
+            content["parts"][part.prefix] = {"init": part.init, "beside": {}}
             continue
         names = sorted(part.source.tensors())
         content["parts"][part.prefix] = {
             "source": part.where,
             "revision": _revision(part.source.files[0]),
             "files": part.source.file_digests(),
+            "beside": _digests(_files_of_rules(part)),
             "tensors": {name: part.source.digest(name) for name in names},
             "rules": part.rules,
             "ignore": part.ignore,
             "init": part.init,
         }
+    for prefix, directories in part_directories(recipe).items():
+        files = [path for one in directories for path in sorted(one.iterdir()) if path.is_file()]
+        kept = _digests(path for path in files if path.suffix in _MEANING)
+        content["parts"][prefix]["beside"] |= kept
     if (below := untrained_host(recipe)) is not None:
         content["parts"]["host."] = {"recipe": below.digest()}
     return content
+
+
+def _files_of_rules(part: Part) -> Iterator[Path]:
+    """Vocabularies and the code of functions that a part's rules name."""
+    for rule in KeyMap.parse(part.rules).rules:
+        for step in map(parse, rule.operations):
+            yield from step.files()
+
+
+def _digests(paths: Iterable[Path]) -> dict[str, str]:
+    """sha256 by path."""
+    found = {}
+    for path in paths:
+        try:
+            found[str(path)] = file_digest(path)
+        except OSError as error:
+            raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    return found
 
 
 def _revision(file: Path) -> str | None:

@@ -8,20 +8,22 @@ backwards.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import math
 import types
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from fusion.errors import KeyMapError, nearest
-from fusion.vocabulary import NewTokens, carry_over, read_vocabulary
+from fusion.positions import resized
+from fusion.vocabulary import NewTokens, carry_over, read_vocabulary, vocabulary_file
 
 
 class NotInvertibleError(KeyMapError):
@@ -48,6 +50,10 @@ class Operation(ABC):
             NotInvertibleError: it cannot be told from the result.
         """
         raise NotInvertibleError(f"{self.name} cannot be run backwards")
+
+    def files(self) -> list[Path]:
+        """What it reads besides the tensors."""
+        return []
 
     def to_data(self) -> Any:
         """As it is written in a rule, without what is unset."""
@@ -217,6 +223,8 @@ class Pad(Operation):
         if shape[self.dim] > self.size:
             raise KeyMapError(f"pad: to {self.size}, but there are {shape[self.dim]}")
         shape[self.dim] = self.size - shape[self.dim]
+        if not _holds(tensors[0].dtype, self.value):
+            raise KeyMapError(f"pad: {dtype_name(tensors[0].dtype)} cannot hold {self.value}")
         return torch.cat([tensors[0], tensors[0].new_full(shape, self.value)], self.dim)
 
     def known(self, tensors: list[Tensor]) -> Operation:
@@ -225,6 +233,15 @@ class Pad(Operation):
     def invert(self, tensor: Tensor) -> list[Tensor]:
         assert self.before is not None
         return [tensor.narrow(self.dim, 0, self.before)]
+
+
+def _holds(dtype: torch.dtype, value: float) -> bool:
+    """Whether an integer dtype has a value exactly; others round it."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return True
+    if dtype == torch.bool:
+        return value in (0, 1)
+    return value == int(value) and torch.iinfo(dtype).min <= value <= torch.iinfo(dtype).max
 
 
 @dataclass(frozen=True)
@@ -289,11 +306,23 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 class Scale(Operation):
     """Times a number; runs backwards bit for bit where that is a power of two.
 
-    Except where a result is subnormal: the bits that it lost do not come back.
+    Args:
+        exact: False where dividing by the number did not give the values back: a result that is
+            subnormal, or too large, has lost bits
     """
 
     name = "scale"
     by: float
+    exact: bool | None = None
+
+    def known(self, tensors: list[Tensor]) -> Operation:
+        if tensors[0].is_meta or not self._is_power_of_two():
+            return self
+        back = self.apply(tensors) / self.by
+        return self if back.equal(tensors[0]) else replace(self, exact=False)
+
+    def _is_power_of_two(self) -> bool:
+        return bool(self.by) and abs(math.frexp(self.by)[0]) == 0.5
 
     def apply(self, tensors: list[Tensor]) -> Tensor:
         if not math.isfinite(self.by):
@@ -303,8 +332,10 @@ class Scale(Operation):
         return tensors[0] * self.by
 
     def invert(self, tensor: Tensor) -> list[Tensor]:
-        if not self.by or abs(math.frexp(self.by)[0]) != 0.5:
+        if not self._is_power_of_two():
             raise NotInvertibleError(f"scale by {self.by} is no power of two: not bit for bit")
+        if self.exact is False:
+            raise NotInvertibleError(f"scale by {self.by} left {dtype_name(tensor.dtype)}'s range")
         return [tensor / self.by]
 
 
@@ -324,6 +355,9 @@ class Vocabulary(Operation):
     new_tokens: NewTokens = "mean"
     dim: int = 0
     before: int | None = None
+
+    def files(self) -> list[Path]:
+        return [vocabulary_file(one) for one in (self.old, self.new) if isinstance(one, str)]
 
     def apply(self, tensors: list[Tensor]) -> Tensor:
         old, new = read_vocabulary(self.old), read_vocabulary(self.new)
@@ -345,38 +379,22 @@ class Vocabulary(Operation):
 
 @dataclass(frozen=True)
 class Positions(Operation):
-    """A learned position table `[P, D]` of another size.
+    """A position table `[P, D]` of another size; see positions.py.
 
     Args:
-        method: `extend`: the table again from its start, as Longformer's (Beltagy et al. 2020,
-            section 5); `interpolate`: linear between the old positions
+        method: `extend` or `interpolate` a learned table; `sinusoidal`: the same waves, computed
+            for more positions
         offset: rows before the first position (2 in BART and RoBERTa), kept as they are
     """
 
     name = "positions"
     size: int
-    method: Literal["extend", "interpolate"] = "extend"
+    method: Literal["extend", "interpolate", "sinusoidal"] = "extend"
     offset: int = 0
     before: int | None = None
 
     def apply(self, tensors: list[Tensor]) -> Tensor:
-        rows = len(tensors[0])
-        if tensors[0].dim() != 2 or not 0 <= self.offset < min(rows, self.size):
-            shape = list(tensors[0].shape)
-            raise KeyMapError(f"positions: {shape} to {self.size} with offset {self.offset}")
-        head, table = tensors[0][: self.offset], tensors[0][self.offset :]
-        size = self.size - self.offset
-        if self.method == "extend":
-            body = table.repeat(-(-size // len(table)), 1)[:size]
-        elif self.method == "interpolate":
-            spread = table.double().T[None]
-            resized = torch.nn.functional.interpolate(
-                spread, size, mode="linear", align_corners=True
-            )
-            body = resized[0].T.to(table.dtype)
-        else:
-            raise KeyMapError(f'positions: no method "{self.method}"; known: extend, interpolate')
-        return torch.cat([head, body])
+        return resized(tensors[0], self.size, self.method, self.offset)
 
     def known(self, tensors: list[Tensor]) -> Operation:
         return replace(self, before=tensors[0].shape[0])
@@ -395,17 +413,26 @@ class Function(Operation):
     name = "function"
     path: str
 
+    def files(self) -> list[Path]:
+        try:
+            spec = importlib.util.find_spec(self.path.partition(":")[0])
+        except (ImportError, ValueError):
+            spec = None
+        return [Path(spec.origin)] if spec is not None and spec.has_location and spec.origin else []
+
     def apply(self, tensors: list[Tensor]) -> Tensor:
         module, colon, attribute = self.path.partition(":")
         try:
             if not colon:
                 raise ImportError("write it as module:name")
             function = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise KeyMapError(f"function {self.path}: {error}") from None
+        except (Exception, SystemExit) as error:  # a module's own code runs
+            told = isinstance(error, ImportError | AttributeError | ValueError)
+            reason = str(error) if told else f"{type(error).__name__}: {error}"
+            raise KeyMapError(f"function {self.path}: {reason}") from None
         try:
             result = function(*(tensor.clone() for tensor in tensors))  # it may work in place
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reason = f"{type(error).__name__}: {error}"
             raise KeyMapError(f"function {self.path}: {reason}") from error
         if not isinstance(result, Tensor):
@@ -446,7 +473,10 @@ def parse(data: Any) -> Operation:
     hints = typing.get_type_hints(kind)
     for key, value in arguments.items():
         if not _is(value, hints[key]):
-            raise KeyMapError(f"{name}: {key}: found {value!r}")
+            choices = (
+                typing.get_args(hints[key]) if typing.get_origin(hints[key]) is Literal else ()
+            )
+            raise KeyMapError(f"{name}: {key}: found {value!r}{nearest(str(value), choices)}")
     try:
         return kind(**arguments)
     except TypeError as error:

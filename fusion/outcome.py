@@ -21,9 +21,10 @@ from fusion.model import FusedModel
 from fusion.parts import is_trained, model_directory
 from fusion.processor import FusionProcessor
 from fusion.recipe import Recipe
-from fusion.saved import GLUE_FILE, load_model, parts_of, read_json, save_model, write_json
+from fusion.saved import GLUE_FILE, load_model, parts_of, read_json, save_model
 from fusion.trainer import FusionTrainer, checkpoints
 from fusion.translate import translate
+from fusion.writing import write_json
 
 
 @dataclass

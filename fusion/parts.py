@@ -24,11 +24,11 @@ from fusion.glue.mix import LayerMix
 from fusion.hosts.family import config_of
 from fusion.keymap import KeyMap, Pattern, first_match
 from fusion.model import FusedModel
-from fusion.planning import every_tensor
 from fusion.recipe import EncoderSpec, GlueSpec, Recipe, SourceSpec, load_recipe
 from fusion.registry import TOOLKITS
 from fusion.renames import hub_rules
 from fusion.saved import recomputed
+from fusion.tensors import every_tensor
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,25 @@ def glue_specs(recipe: Recipe) -> list[GlueSpec]:
 def encoder_directory(spec: EncoderSpec) -> Path:
     """The folder with an encoder's config and tokenizer, and mostly with its weights."""
     return transformer_directory(locate(spec.config or spec.source))
+
+
+def part_directories(recipe: Recipe) -> dict[str, list[Path]]:
+    """Prefix of a part -> the directories with its config, its tokenizer and its prompts.
+
+    A host that another recipe has yet to train has none.
+    """
+    places = {
+        f"encoders.{name}.model.": [encoder_directory(spec), locate(spec.source)]
+        for name, spec in recipe.encoders.items()
+    }
+    host, places[HOST] = recipe.host, []
+    if isinstance(host.tokenizer, str):
+        places[HOST].append(locate(host.tokenizer))
+    if host.source is not None and host.format is None and untrained_host(recipe) is None:
+        places[HOST].append(host_directory(recipe))
+    return {
+        prefix: [p for p in dict.fromkeys(found) if p.is_dir()] for prefix, found in places.items()
+    }
 
 
 def _encoder_source(spec: EncoderSpec) -> str:

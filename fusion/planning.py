@@ -5,7 +5,7 @@ Nothing here knows of translation, and nothing here reads or changes a tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from fusion.keymap import KeyMap, Pattern, Rule, first_match, nearest_pattern
 from fusion.ledger import Entry, Ledger, Origin
 from fusion.operations import Operation, dtype_name, is_lossy, parse, run
 from fusion.registry import INITS
+from fusion.tensors import every_tensor, extra_state, is_persistent, owner_of, unfillable
 
 FROM_ANOTHER = ("copy", "mean_rows")  # inits that read another tensor of the module
 
@@ -77,6 +78,18 @@ class Instructions:
     seed: int = 0
     prefix: str = ""
 
+    def __post_init__(self) -> None:
+        for what in ("rules", "ignore", "init"):
+            told = getattr(self, what)
+            if not isinstance(told, Mapping):
+                raise KeyMapError(f"{what}: a mapping of patterns; found {type(told).__name__}")
+            for pattern, value in told.items():
+                if not isinstance(pattern, str):
+                    raise KeyMapError(f"{what}: a pattern is text; found {pattern!r}")
+                if what != "rules" and not isinstance(value, str):
+                    wanted = "the reason" if what == "ignore" else "the name of an init rule"
+                    raise KeyMapError(f"{what}: {pattern}: {wanted} is text; found {value!r}")
+
 
 def make_plan(module: nn.Module, catalogue: Catalogue, told: Instructions) -> Plan:
     """Decide for every tensor; see `fusion.warmstart.plan`."""
@@ -98,28 +111,41 @@ class _Planner:
         self.problems: list[str] = []
         self.used: set[str] = set()
         self.tensors = {name: t for names, t, _ in every_tensor(module) for name in names}
+        self.extras = extra_state(module)
 
     def plan(self) -> Plan:
         for names, tensor, kind in every_tensor(self.module):
             self._decide(names, tensor, kind)
         self._check_copies()
+        self._extra_state()
         self._left_over()
-        targets = list(self.tensors)
         for rule in self.keymap.unused():
-            self._problem(
-                rule.target,
-                f"the rule from {' + '.join(rule.sources)} matches no tensor"
-                f"{nearest_pattern(rule.target, targets)}",
-            )
+            what = f"the rule from {' + '.join(rule.sources)}"
+            self._matches_nothing(rule.target, what)
         for pattern, reason in self.told.ignore.items():
             if not reason.strip():
                 self._problem(pattern, "ignore: say why it is left out; the reason is empty")
         for pattern in sorted(self.unused_inits):
-            self._problem(pattern, f"the init matches no tensor{nearest_pattern(pattern, targets)}")
+            self._matches_nothing(pattern, "the init")
+        filled = {e.name for e in self.ledger if e.origin in (Origin.LOADED, Origin.INITIALISED)}
+        for name, why in unfillable(self.module, filled).items():
+            self._problem(name, why)
         return Plan(self.ledger, tuple(self.problems), self.keys, self.operations)
 
     def _problem(self, name: str, what: str) -> None:
         self.problems.append(f"{self.told.prefix}{name}: {what}")
+
+    def _matches_nothing(self, pattern: str, what: str) -> None:
+        """Say that a pattern of the user's is for no tensor that is saved."""
+        names = [name for name in self.tensors if Pattern(pattern).match(name) is not None]
+        if names:
+            self._problem(
+                pattern, f"{what} is for {names[0]}, a buffer that is not saved: its class fills it"
+            )
+        else:
+            self._problem(
+                pattern, f"{what} matches no tensor{nearest_pattern(pattern, self.tensors)}"
+            )
 
     def _decide(self, names: list[str], tensor: Tensor, kind: str) -> None:
         """Give one tensor, with all the names it goes by, its origin."""
@@ -171,9 +197,8 @@ class _Planner:
             try:
                 hit = self.keymap.rule_of(name)
             except KeyMapError as error:
-                if "more than one rule" in str(error):
-                    raise
                 self._problem(name, str(error))
+                self.used.update(self.keymap.wanted_by(name))
                 continue
             keys = self._by_rule(name, *hit) if hit is not None else self._by_name(name)
             if keys:
@@ -321,6 +346,19 @@ class _Planner:
     def _reason(self, key: str) -> str | None:
         return first_match(self.ignored, key)
 
+    def _extra_state(self) -> None:
+        """What a module saves besides tensors is not loaded; that must be said."""
+        for name, kind in self.extras.items():
+            reason = self._reason(name)
+            if reason is None:
+                self._problem(
+                    name,
+                    f"{kind} saves more than tensors (get_extra_state), and only tensors are "
+                    f'loaded; to start without it: ignore: {{"{name}": "the reason"}}',
+                )
+            else:
+                self.ledger.ignored[name] = reason
+
     def _left_over(self) -> None:
         """Source tensors that nothing takes, and patterns of tensors to ignore that match none."""
         targets = list(self.tensors)
@@ -340,7 +378,8 @@ class _Planner:
             else:
                 self.ledger.ignored[key] = reason
         for pattern in self.ignored:
-            if not any(pattern.match(key) is not None for key in self.catalogue.headers):
+            known = [*self.catalogue.headers, *self.extras]
+            if not any(pattern.match(key) is not None for key in known):
                 self._problem(
                     "(nothing)",
                     f"ignore: {pattern.text} matches nothing in {self.catalogue.location}"
@@ -359,25 +398,3 @@ def _bare(entry: Entry) -> Entry:
     return replace(
         entry, source=None, sources=(), keys=(), operations=(), rule=None, seed=None, digest=None
     )
-
-
-def every_tensor(module: nn.Module) -> Iterator[tuple[list[str], Tensor, str]]:
-    """Every parameter and buffer once, with all the names it goes by."""
-    groups: dict[int, tuple[list[str], Tensor, str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        groups.setdefault(id(parameter), ([], parameter, "parameter"))[0].append(name)
-    for name, buffer in module.named_buffers(remove_duplicate=False):
-        groups.setdefault(id(buffer), ([], buffer, "buffer"))[0].append(name)
-    yield from groups.values()
-
-
-def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The submodule that holds a tensor, and its name there."""
-    path, _, leaf = name.rpartition(".")
-    return module.get_submodule(path), leaf
-
-
-def is_persistent(module: nn.Module, name: str) -> bool:
-    """Whether a buffer is saved with the module."""
-    owner, leaf = owner_of(module, name)
-    return leaf not in owner._non_persistent_buffers_set

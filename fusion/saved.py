@@ -13,12 +13,9 @@ beside its files.
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -37,6 +34,7 @@ from fusion.model import FusedModel
 from fusion.operations import Operation, parse, run
 from fusion.processor import FusionProcessor
 from fusion.warmstart import warm_start
+from fusion.writing import whole
 
 GLUE_FILE = "glue.safetensors"
 SAVED = (Origin.LOADED, Origin.INITIALISED)
@@ -69,14 +67,12 @@ def save_model(
 
     Raises:
         ModelError: the directory exists and holds something else.
+        NoRoomError: there is no room for it.
     """
     directory = Path(directory)
     if directory.exists() and any(directory.iterdir()) and not is_model(directory):
         raise ModelError(f"{directory}: exists and is not a saved model; choose another place")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = directory.parent / f".{directory.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with whole(directory) as temporary:
         temporary.mkdir()
         if processor is not None:
             processor.save_pretrained(temporary, host=host_folder(model))
@@ -88,20 +84,7 @@ def save_model(
         if model.is_composite:
             model.config.save_pretrained(temporary)
         model.generation_config.save_pretrained(temporary)
-        _swap(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     model.ledger = ledger
-
-
-def _swap(new: Path, place: Path) -> None:
-    """Put a finished directory in its place; the old one goes last."""
-    old = place.parent / f".{place.name}.{os.getpid()}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
-    new.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def unchanged_parts(model: FusedModel, state: Mapping[str, Tensor]) -> list[str]:
@@ -168,10 +151,9 @@ def _is_saved(ledger: Ledger, name: str, by_class: bool) -> bool:
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """A safetensors file that transformers reads, under a temporary name first."""
-    temporary = path.with_suffix(".tmp")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, temporary, metadata={"format": "pt"})
-    temporary.rename(path)
+    with whole(path) as temporary:
+        save_file(plain, temporary, metadata={"format": "pt"})
 
 
 def is_model(directory: Path) -> bool:
@@ -416,14 +398,6 @@ def read_ledger(path: str | Path) -> Ledger:
         raise LedgerError(
             f"{saved}: no such file; fusion saves a ledger with every model"
         ) from None
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON, to a temporary name first."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.rename(path)
 
 
 def read_json(path: Path) -> dict[str, object]:

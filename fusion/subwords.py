@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import sentencepiece
 
 from fusion.errors import RecipeError
 from fusion.recipe import SentencePieceSpec
+from fusion.writing import whole
 
 EOS, UNK, PAD = "</s>", "<unk>", "<pad>"
 FILES = ("source.spm", "target.spm", "vocab.json", "tokenizer_config.json")
@@ -115,14 +114,7 @@ def _write(directory: Path, contents: dict[str, bytes]) -> None:
     others = {path.name for path in directory.iterdir()} - set(FILES) if directory.is_dir() else ()
     if others:
         raise RecipeError(f"{directory}: holds no tokenizer of fusion's but {min(others)}; move it")
-    temporary = directory.parent / f".{directory.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with whole(directory) as temporary:
+        temporary.mkdir()
         for name, content in contents.items():
             (temporary / name).write_bytes(content)
-        shutil.rmtree(directory, ignore_errors=True)
-        temporary.rename(directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

@@ -34,12 +34,10 @@ from fusion.outcome import RunResult, finish, finished_run
 from fusion.parts import host_recipe
 from fusion.processor import FusionProcessor, load_tokenizer
 from fusion.recipe import Recipe, SentencePieceSpec, names_the_recipe
-from fusion.saved import (
-    write_json,
-)
 from fusion.subwords import train_tokenizer
 from fusion.timetable import Defaults, Timetable, stage_lengths, timetable
 from fusion.trainer import FusionTrainer, last_checkpoint
+from fusion.writing import write_json
 
 Say = Callable[[str], None]
 CHECKED_PAIRS = 8

@@ -30,13 +30,7 @@ def read_vocabulary(vocabulary: str | Sequence[str]) -> list[str]:
     """
     if not isinstance(vocabulary, str):
         return _unique(list(vocabulary), "the vocabulary")
-    path = Path(vocabulary).expanduser()
-    if path.is_dir():
-        names = ("vocab.json", "tokenizer.json", "vocab.txt", "source.spm", "spiece.model")
-        found = next((path / name for name in names if (path / name).is_file()), None)
-        if found is None:
-            raise KeyMapError(f"{path}: none of {', '.join(names)} there")
-        path = found
+    path = vocabulary_file(vocabulary)
     try:
         if path.suffix in {".model", ".spm"}:
             tokens = _sentencepiece(path)
@@ -50,6 +44,22 @@ def read_vocabulary(vocabulary: str | Sequence[str]) -> list[str]:
         ) else ""  # fmt: skip
         raise KeyMapError(f"{path}: no vocabulary: {error}{near}") from None
     return _unique(tokens, str(path))
+
+
+def vocabulary_file(place: str) -> Path:
+    """The file that a vocabulary is read from; in a directory, the first of the usual names.
+
+    Raises:
+        KeyMapError: a directory without one.
+    """
+    path = Path(place).expanduser()
+    if not path.is_dir():
+        return path
+    names = ("vocab.json", "tokenizer.json", "vocab.txt", "source.spm", "spiece.model")
+    found = next((path / name for name in names if (path / name).is_file()), None)
+    if found is None:
+        raise KeyMapError(f"{path}: none of {', '.join(names)} there")
+    return found
 
 
 def _unique(tokens: list[str], where: str) -> list[str]:
@@ -90,7 +100,7 @@ def _json(path: Path) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
     if lines and not lines[-1]:
         lines.pop()
     if path.suffix == ".vocab":

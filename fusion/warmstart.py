@@ -26,11 +26,10 @@ from fusion.planning import (
     Catalogue,
     Instructions,
     Plan,
-    every_tensor,
     make_plan,
-    owner_of,
 )
 from fusion.registry import INITS
+from fusion.tensors import every_tensor, in_place_of, overlaps_itself, owner_of
 
 Sources = Source | str | Path | Mapping[str, Source | str | Path] | None
 
@@ -46,9 +45,8 @@ def parameters_on_meta() -> Iterator[None]:
 
     def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if param is not None and not param.is_meta:
-            meta = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
-            meta.__dict__.update(param.__dict__)
-            param = meta
+            on_device: Any = in_place_of(param, param.detach().to("meta"), param.requires_grad)
+            param = on_device
         register(self, name, param)
 
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
@@ -94,17 +92,18 @@ def warm_start(
             or not finite; the module is as it was.
         LedgerError: a tensor ended up on meta, or a tie was lost.
     """
-    told = Instructions(rules or {}, ignore or {}, init or {}, computed, seed, prefix)
-    catalogue = Catalogue(_opened(source))
-    decided = make_plan(module, catalogue, told)
-    problems = decided.problems or _unsound(decided, catalogue, prefix, allow_nonfinite)
-    if problems:
-        raise WarmStartError("\n".join(problems))
-    filler = _Filler(module, catalogue, decided, compute, prefix, allow_nonfinite)
-    problems = filler.stage()
-    if problems:
-        raise WarmStartError("\n".join(problems))
-    ledger = filler.fill()
+    told = _told(module, rules, ignore, init, computed, seed, prefix)
+    with torch.device("cpu"):  # whatever the caller's default is: files are read there
+        catalogue = Catalogue(_opened(source))
+        decided = make_plan(module, catalogue, told)
+        problems = decided.problems or _unsound(decided, catalogue, prefix, allow_nonfinite)
+        if problems:
+            raise WarmStartError("\n".join(problems))
+        filler = _Filler(module, catalogue, decided, compute, prefix, allow_nonfinite)
+        problems = filler.stage()
+        if problems:
+            raise WarmStartError("\n".join(problems))
+        ledger = filler.fill()
     verify_total(module, ledger)
     return ledger
 
@@ -121,8 +120,30 @@ def plan(
     prefix: str = "",
 ) -> Plan:
     """Decide where every tensor comes from, from headers only. Arguments as `warm_start`."""
-    told = Instructions(rules or {}, ignore or {}, init or {}, computed, seed, prefix)
-    return make_plan(module, Catalogue(_opened(source)), told)
+    told = _told(module, rules, ignore, init, computed, seed, prefix)
+    with torch.device("cpu"):
+        return make_plan(module, Catalogue(_opened(source)), told)
+
+
+def _told(
+    module: nn.Module,
+    rules: Mapping[str, Any] | None,
+    ignore: Mapping[str, str] | None,
+    init: Mapping[str, str] | None,
+    computed: Callable[[str], bool],
+    seed: int,
+    prefix: str,
+) -> Instructions:
+    if not isinstance(module, nn.Module):
+        raise WarmStartError(f"an nn.Module is filled; found {type(module).__name__}")
+    return Instructions(
+        {} if rules is None else rules,
+        {} if ignore is None else ignore,
+        {} if init is None else init,
+        computed,
+        seed,
+        prefix,
+    )
 
 
 def _opened(source: Sources) -> dict[str, Source]:
@@ -185,6 +206,7 @@ class _Filler:
     prefix: str
     allow_nonfinite: bool
     staged: dict[str, Tensor] = field(default_factory=dict)
+    operations: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     taken: set[int] = field(default_factory=set)
 
     def stage(self) -> list[str]:
@@ -210,7 +232,10 @@ class _Filler:
         if entry.origin is Origin.LOADED and self.decided.operations[entry.name]:
             places = map(self.catalogue.find, self.decided.keys[entry.name])
             tensors = [source.read_own(key) for source, key in places]
-            return run(self.decided.operations[entry.name], tensors)[0].detach()
+            made, done = run(self.decided.operations[entry.name], tensors)
+            renamed = entry.operations[:1] if entry.operations[:1] == ("rename",) else ()
+            self.operations[entry.name] = renamed + tuple(step.to_data() for step in done)
+            return made.detach()
         if entry.origin is Origin.INITIALISED and _turn(entry) == 0:
             assert entry.rule is not None and entry.seed is not None
             rule, generator = INITS.get(entry.rule), generator_for(entry.seed, self._full(entry))
@@ -256,13 +281,28 @@ class _Filler:
         return None if bad is None or allowed else f"holds {bad}, made by {_how(entry)}"
 
     def fill(self) -> Ledger:
-        """Change the module; its verified-to-be ledger."""
+        """Change the module; its verified-to-be ledger.
+
+        Raises:
+            WarmStartError: a tensor of a kind that torch does not let us fill; the module is
+                partly filled then.
+        """
         done = {entry.name: entry for entry in self.decided.ledger}
         for entry in sorted(done.values(), key=_turn):
             if entry.origin is Origin.TIED:
                 self._tie(entry)
-            else:
-                done[entry.name] = replace(entry, digest=self._filled(entry))
+                continue
+            try:
+                digest = self._filled(entry)
+            except (RuntimeError, TypeError, NotImplementedError) as error:
+                owner, leaf = owner_of(self.module, entry.name)
+                raise WarmStartError(
+                    f"{self._full(entry)}: a {type(getattr(owner, leaf)).__name__} that cannot be "
+                    f"filled, and the module is filled in part: {str(error).splitlines()[0]}"
+                ) from error
+            done[entry.name] = replace(
+                entry, digest=digest, operations=self.operations.get(entry.name, entry.operations)
+            )
         return Ledger(done, dict(self.decided.ledger.ignored))
 
     def _filled(self, entry: Entry) -> str:
@@ -306,17 +346,19 @@ class _Filler:
             return
         if self._is_shared(value):
             value = value.clone(memory_format=torch.contiguous_format)
+        new = in_place_of(old, value, requires_grad=not entry.frozen)
         if entry.kind == "parameter":
-            setattr(owner, leaf, nn.Parameter(value, requires_grad=not entry.frozen))
+            setattr(owner, leaf, new)
         else:
-            owner._buffers[leaf] = value
+            owner._buffers[leaf] = new
 
     def _is_shared(self, value: Tensor) -> bool:
         """Whether others would train this memory too: a piece of a tensor, or one taken twice."""
         memory = value.untyped_storage()
         again = memory.data_ptr() in self.taken
         self.taken.add(memory.data_ptr())
-        return bool(value.numel()) and (again or memory.nbytes() > value.nbytes)
+        alone = memory.nbytes() <= value.nbytes and not overlaps_itself(value)
+        return bool(value.numel()) and (again or not alone)
 
     def _full(self, entry: Entry) -> str:
         return self.prefix + entry.name

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from fusion.errors import RecipeError
 from fusion.lock import check_lock, differences, lock_path, write_lock
 from fusion.recipe import Recipe
+from fusion.vocabulary import read_vocabulary
 
 RecipeMaker = Callable[..., Recipe]
 
@@ -102,3 +103,57 @@ def test_differences_go_down_to_the_value() -> None:
         "new: is new: [0]",
     ]
     assert differences(old, old) == []
+
+
+RULE = {"from": "embeddings.word_embeddings.weight"}
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_config_or_tokenizer_that_changed_is_named(
+    locked: tuple[Recipe, Path, RecipeMaker], file: str
+) -> None:
+    recipe, place, _ = locked
+    changed = place.parent / "bert" / file
+    changed.write_text(changed.read_text() + "\n")
+    (line,) = refused(recipe, place)
+    assert line.startswith(f"parts.encoders.bert.model..beside.{changed}: was ")
+
+
+def test_a_vocabulary_and_the_code_of_a_function_in_a_rule_are_locked(
+    make_recipe: RecipeMaker, bert_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(bert_dir, tmp_path / "bert")
+    old, code = tmp_path / "old.txt", tmp_path / "users_of_a_lock.py"
+    old.write_text("\n".join(read_vocabulary(str(bert_dir))) + "\n")
+    code.write_text("def same(tensor):\n    return tensor\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    ops = [
+        {"vocabulary": {"old": str(old), "new": str(tmp_path / "bert")}},
+        {"function": "users_of_a_lock:same"},
+    ]
+    rules = {RULE["from"]: RULE | {"ops": ops}}
+    recipe = make_recipe(encoders={"bert": {"source": str(tmp_path / "bert"), "rules": rules}})
+    write_lock(recipe, tmp_path / "recipe.yaml")
+    check_lock(recipe, tmp_path / "recipe.yaml")
+    for changed in (old, code):
+        before = changed.read_text()
+        changed.write_text(before + "# new\n")
+        (line,) = refused(recipe, tmp_path / "recipe.yaml")
+        assert line.startswith(f"parts.encoders.bert.model..beside.{changed}: was ")
+        changed.write_text(before)
+
+
+def test_the_tokenizer_of_a_host_is_locked_beside_its_config(
+    make_recipe: RecipeMaker, host_dirs: dict[str, Path], tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(host_dirs["bart"], tmp_path / "bart")
+    shutil.copytree(tokenizer_dir, tmp_path / "tokenizer")
+    host = {"source": str(tmp_path / "bart"), "tokenizer": str(tmp_path / "tokenizer")}
+    recipe = make_recipe(host_settings=host)
+    write_lock(recipe, tmp_path / "recipe.yaml")
+    for changed in (tmp_path / "tokenizer" / "vocab.json", tmp_path / "bart" / "config.json"):
+        before = changed.read_bytes()
+        changed.write_bytes(before + b"\n")
+        (line,) = refused(recipe, tmp_path / "recipe.yaml")
+        assert line.startswith(f"parts.host..beside.{changed}: was ")
+        changed.write_bytes(before)

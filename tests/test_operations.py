@@ -88,6 +88,46 @@ def test_operations_are_applied_in_order() -> None:
     assert torch.equal(made(steps, packed), expected)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "message"),
+    [
+        (torch.int64, 0.5, "pad: int64 cannot hold 0.5"),
+        (torch.int8, 300, "pad: int8 cannot hold 300"),
+        (torch.uint8, -1, "pad: uint8 cannot hold -1"),
+        (torch.bool, 2, "pad: bool cannot hold 2"),
+    ],
+)
+def test_a_value_that_an_integer_cannot_hold_is_refused(
+    dtype: torch.dtype, value: float, message: str
+) -> None:
+    with pytest.raises(KeyMapError) as caught:
+        made([{"pad": {"size": 5, "value": value}}], torch.ones(3, dtype=dtype))
+    assert message in str(caught.value)
+    assert made([{"pad": {"size": 5, "value": 1}}], torch.ones(3, dtype=dtype)).equal(
+        torch.ones(5, dtype=dtype)
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def f(:", "SyntaxError: "),
+        ("1 / 0", "ZeroDivisionError: "),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("import sys\ndef f(tensor): sys.exit(4)", "SystemExit: 4"),
+    ],
+)
+def test_a_function_whose_module_fails_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, message: str
+) -> None:
+    name = f"users_{abs(hash(code))}"
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyMapError) as caught:
+        made([{"function": f"{name}:f"}], torch.ones(3))
+    assert f"function {name}:f: {message}" in str(caught.value)
+
+
 def test_every_operation_is_listed_under_its_name() -> None:
     assert {kind.name: kind for kind in KINDS.values()} == KINDS
     assert len(KINDS) == 14
@@ -110,7 +150,10 @@ def test_every_operation_is_listed_under_its_name() -> None:
         ({"scale": "2"}, "scale: by: found '2'"),
         ({"reshape": 4}, "reshape: shape: found 4"),
         ({"reshape": [2, "3"]}, "reshape: shape: found [2, '3']"),
-        ({"positions": {"size": 3, "method": "grow"}}, "positions: method: found 'grow'"),
+        (
+            {"positions": {"size": 3, "method": "interpolat"}},
+            "positions: method: found 'interpolat'; nearest: \"interpolate\"",
+        ),
         ({"vocabulary": {"old": [1], "new": ["a"]}}, "vocabulary: old: found [1]"),
     ],
 )

@@ -18,7 +18,8 @@ from fusion.checkpoints.directory import open_source
 from fusion.checkpoints.source import tensor_digest
 from fusion.errors import FusionError, LedgerError, SourceError, WarmStartError
 from fusion.ledger import Ledger, Origin
-from fusion.planning import Plan, every_tensor
+from fusion.planning import Plan
+from fusion.tensors import every_tensor
 from fusion.warmstart import parameters_on_meta, plan, verify_total, warm_start
 
 

@@ -225,3 +225,8 @@ def test_a_table_that_is_too_short_for_its_vocabulary_is_refused() -> None:
 def test_a_vocabulary_that_shares_no_token_is_refused() -> None:
     with pytest.raises(KeyMapError, match="have no token in common"):
         carry_over(TABLE, OLD, ["hello", "world"], "mean")
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_the_first_token(tmp_path: Path) -> None:
+    (tmp_path / "v.txt").write_bytes("\ufeffa\nb\n".encode())
+    assert read_vocabulary(str(tmp_path / "v.txt")) == ["a", "b"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from fusion.backwards import backwards
 from fusion.checkpoints.directory import open_source
 from fusion.checkpoints.source import Source, tensor_digest
 from fusion.errors import KeyMapError, LedgerError, SourceError, WarmStartError
@@ -163,8 +165,12 @@ def test_a_rule_that_matches_nothing_is_refused(tmp_path: Path) -> None:
 def test_two_rules_for_one_tensor_are_refused(tmp_path: Path) -> None:
     source, _ = old_net(tmp_path)
     rules = {"last.{p}": "fc5.{p}", "{layer}.weight": "{layer}.weight"}
-    with pytest.raises(KeyMapError, match="more than one rule"):
-        warm_start(Net("fc1", "fc2", "last"), source, rules=rules)
+    with pytest.raises(WarmStartError) as error:
+        warm_start(Net("fc1", "fc2", "last", "new"), source, rules=rules)
+    several, nothing, *more = str(error.value).split("\n")
+    assert several.startswith('last.weight: "last.weight": more than one rule matches')
+    assert nothing.startswith("new.weight: rule")
+    assert [line.split(":")[0] for line in more] == ["new.bias"]
 
 
 def test_every_misfit_is_reported_with_both_shapes(tmp_path: Path) -> None:
@@ -375,3 +381,96 @@ def test_a_tensor_too_many_and_one_too_few_are_found() -> None:
     message = str(error.value)
     assert "extra: not in the ledger" in message
     assert "b.weight: in the ledger, not in the model" in message
+
+
+# Modules and instructions of other kinds
+
+
+def test_parameters_on_meta_keep_their_class_and_attributes(tmp_path: Path) -> None:
+    class Marked(nn.Parameter):
+        pass
+
+    net = nn.Linear(2, 3, device="meta")
+    net.weight = Marked(net.weight, requires_grad=False)
+    net.weight.no_weight_decay = True
+    torch.save({"weight": torch.ones(3, 2), "bias": torch.ones(3)}, tmp_path / "net.pt")
+    warm_start(net, tmp_path / "net.pt")
+    assert isinstance(net.weight, Marked) and net.weight.no_weight_decay
+    assert not net.weight.requires_grad and net.bias.requires_grad
+
+
+def test_a_source_whose_elements_share_memory_gives_each_its_own(tmp_path: Path) -> None:
+    net = nn.Linear(2, 3, device="meta")
+    state = {"weight": torch.ones(1).expand(3, 2), "bias": torch.ones(3)}
+    torch.save(state, tmp_path / "net.pt")
+    warm_start(net, tmp_path / "net.pt")
+    with torch.no_grad():
+        net.weight[0, 0] = 5
+    assert net.weight.sum() == 10
+
+
+def test_the_default_device_of_the_caller_does_not_matter(tmp_path: Path) -> None:
+    source, state = old_net(tmp_path)
+    with torch.device("meta"):
+        net = Net(*ALL)
+        ledger = warm_start(net, str(source.location), init=NEW)
+        assert not plan(net, str(source.location), init=NEW).problems
+    assert torch.equal(net.get_parameter("fc1.weight"), state["fc1.weight"])
+    assert ledger["fc3.weight"].rule == "transformer"
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"rules": ["fc1.{p}"]}, "rules: a mapping of patterns; found list"),
+        ({"rules": {3: "fc1.{p}"}}, "rules: a pattern is text; found 3"),
+        ({"ignore": {"fc5.{p}": None}}, r"ignore: fc5\.\{p\}: the reason is text; found None"),
+        ({"ignore": "fc5.{p}"}, "ignore: a mapping of patterns; found str"),
+        ({"init": {"fc3.{p}": 1}}, r"init: fc3\.\{p\}: the name of an init rule is text; found 1"),
+    ],
+)
+def test_instructions_of_another_type_are_one_message(
+    tmp_path: Path, told: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(KeyMapError, match=message):
+        warm_start(Net(*ALL), old_net(tmp_path)[0], **told)
+
+
+def test_what_is_no_module_is_one_message(tmp_path: Path) -> None:
+    source, state = old_net(tmp_path)
+    with pytest.raises(WarmStartError, match=r"an nn\.Module is filled; found dict"):
+        warm_start(state, source)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("told", "what"),
+    [
+        ({"init": {"ids": "zeros"}}, "the init"),
+        ({"rules": {"ids": "mean"}}, "the rule from mean"),
+    ],
+)
+def test_a_buffer_that_is_not_saved_is_named_as_one(
+    tmp_path: Path, told: dict[str, Any], what: str
+) -> None:
+    source = saved(tmp_path, BufferNet().state_dict())
+    with pytest.raises(WarmStartError) as error:
+        warm_start(BufferNet(), source, **told)
+    assert f"ids: {what} is for ids, a buffer that is not saved: its class fills it" in str(
+        error.value
+    )
+
+
+def test_a_scale_that_lost_bits_is_in_the_ledger_and_is_not_undone(tmp_path: Path) -> None:
+    small = torch.tensor([1e-3, 2e-7, 6e-8]).half()
+    rules = {"w": {"from": "w", "ops": [{"scale": 0.125}]}}
+    for value, exact in ((small, False), (torch.ones(3).half(), True)):
+        net = nn.Module()
+        net.w = nn.Parameter(torch.zeros(3).half())
+        ledger = warm_start(net, saved(tmp_path, {"w": value}), rules=rules)
+        if exact:
+            assert ledger["w"].operations == ({"scale": {"by": 0.125}},)
+            assert torch.equal(backwards(ledger, net.state_dict())["w"], value)
+        else:
+            assert ledger["w"].operations == ({"scale": {"by": 0.125, "exact": False}},)
+            with pytest.raises(WarmStartError, match=r"w: scale by 0\.125 left float16's range"):
+                backwards(ledger, net.state_dict())

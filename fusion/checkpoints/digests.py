@@ -1,9 +1,10 @@
 """What was once computed from every byte of a file, remembered until the file changes.
 
 One small JSON file per (scope, files) under `$FUSION_CACHE/digests`, else
-`$XDG_CACHE_HOME/fusion/digests`, else `~/.cache/fusion/digests`. An entry counts only while size,
-modification time and change time of every file are what they were. A cache that cannot be read or
-written is as good as none.
+`$XDG_CACHE_HOME/fusion/digests`, else `~/.cache/fusion/digests`. An entry counts only while number
+(inode), size, modification time and change time of every file are what they were. What was read of
+a file that had just been written is not saved: one more write might leave its times as they are. A
+cache that cannot be read or written is as good as none.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ def cache_directory() -> Path:
 
 
 def stamp(path: Path) -> Stamp:
-    """Size, modification and change time (ns), through links.
+    """Size, modification and change time (ns) and the file's number, through links.
 
     Raises:
         OSError: the file is gone.
     """
     status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 class DigestCache:
@@ -55,6 +56,7 @@ class DigestCache:
         self._files = tuple(path.resolve() for path in files)
         self._stamps: dict[str, Stamp] = {}
         self._facts: dict[str, list[str]] = {}
+        self._unsettled: set[str] = set()
         self._unsaved = False
         self._saved_at = 0.0
 
@@ -65,7 +67,11 @@ class DigestCache:
             return None
         if now != self._stamps:
             self._stamps, self._facts, self._unsaved = now, self._load(now), False
-        return self._facts.get(name)
+            self._unsettled = set()
+        known = self._facts.get(name)
+        if known is None and any(map(_is_fresh, now.values())):
+            self._unsettled.add(name)  # it is about to be read
+        return known
 
     def put(self, name: str, facts: list[str]) -> None:
         """Remember facts that were computed after the last `get`."""
@@ -81,14 +87,15 @@ class DigestCache:
         """Write what is new. Another process may have written meanwhile: its facts are kept."""
         if not self._unsaved or self._scope is None or self._now() != self._stamps:
             return
-        if any(_is_fresh(one) for one in self._stamps.values()):
+        facts = {n: found for n, found in self._facts.items() if n not in self._unsettled}
+        if not facts:
             return
         self._unsaved, self._saved_at = False, time.monotonic()
         path = self._path()
         content = {
             "scope": self._scope,
             "files": self._stamps,
-            "facts": self._load(self._stamps) | self._facts,
+            "facts": self._load(self._stamps) | facts,
         }
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +144,7 @@ def _is_sha256(text: str) -> bool:
 
 def _is_fresh(one: Stamp) -> bool:
     """Whether a file is so new that one more write might leave its times as they are."""
-    _, modified, changed = one
+    _, modified, changed, _ = one
     coarse = modified % _SECOND == 0  # a file system that counts in seconds
     return time.time_ns() - max(modified, changed) < (2 * _SECOND if coarse else _SETTLED)
 

@@ -38,8 +38,11 @@ def locate(source: str) -> Path:
     if source.startswith("package:"):
         return _locate_package(source)
     path = Path(source).expanduser()
-    if path.exists():
-        return path
+    try:
+        if path.exists():
+            return path
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise SourceError(f"{source[:80]}: {error.strerror}") from None
     is_file = path.suffix in SUFFIXES
     if is_file or path.is_absolute() or source.startswith(".") or not _HUB_ID.fullmatch(source):
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fusion.checkpoints.pickles import pickle_machine
-from fusion.checkpoints.source import Source, TensorInfo
+from fusion.checkpoints.source import Source, TensorInfo, checked_shapes
 from fusion.checkpoints.standins import PickleError, StandIn
 from fusion.checkpoints.stored import Stored
 from fusion.checkpoints.torch_file import open_torch_file, told_of
@@ -75,6 +75,7 @@ class DistributedSource(Source):
                     raise PickleError("a tensor without a name or a description")
                 if entry.stands_for.name == "TensorStorageMetadata":
                     plan[name] = self._tensor(name, entry, places)
+            _check_places([chunk for _, chunks in plan.values() for chunk in chunks])
         if not plan:
             raise SourceError(f"{self.location}: holds no named tensors")
         return plan
@@ -121,13 +122,22 @@ class DistributedSource(Source):
 
     @cached_property
     def _infos(self) -> dict[str, TensorInfo]:
-        return {name: info for name, (info, _) in self._plan.items()}
+        infos = {name: info for name, (info, _) in self._plan.items()}
+        return checked_shapes(self.location, infos)
 
     def tensors(self) -> Mapping[str, TensorInfo]:
         return self._infos
 
     def files_of(self, name: str) -> tuple[Path, ...]:
         return (self._metadata, *sorted({chunk.path for chunk in self._plan[name][1]}))
+
+    def check_stored(self, name: str) -> None:
+        for chunk in self._plan[name][1]:
+            opened = open_torch_file(chunk.path, chunk.start, chunk.length)
+            with told_of(chunk.path):
+                stored = opened.load(lambda stored: stored)
+                if isinstance(stored, Stored):
+                    opened.check(stored)
 
     def read(self, name: str) -> Tensor:
         info, chunks = self._plan[name]
@@ -191,6 +201,14 @@ def _check_tiling(name: str, shape: tuple[int, ...], chunks: list[_Chunk]) -> No
     held = sum(math.prod(chunk.sizes) for chunk in chunks)
     if len(chunks) > _MAX_CHUNKS or held != math.prod(shape) or _overlap(chunks):
         raise PickleError(f"{name}: its chunks do not cover the shape {list(shape)} once")
+
+
+def _check_places(chunks: Iterable[_Chunk]) -> None:
+    """Bytes of a file belong to one chunk: else a small file would be any number of tensors."""
+    ordered = sorted(chunks, key=lambda chunk: (chunk.path, chunk.start))
+    for one, other in pairwise(ordered):
+        if one.path == other.path and other.start < one.start + one.length:
+            raise PickleError(f"two chunks lie at byte {other.start} of {other.path.name}")
 
 
 def _overlap(chunks: Iterable[_Chunk]) -> bool:

@@ -6,8 +6,6 @@ Checked: what is written is read back tensor for tensor; fairseq itself has not 
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fusion.errors import SourceError
+from fusion.writing import whole
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 
@@ -69,12 +68,5 @@ def write_fairseq(
         ],
         "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
     }
-    path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    try:
-        torch.save(content, temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole(Path(path)) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)

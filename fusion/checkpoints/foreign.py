@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fusion.checkpoints.source import Source, TensorInfo
-from fusion.checkpoints.torch import load_pickle
+from fusion.checkpoints.torch import check_pickle, load_pickle
 from fusion.errors import SourceError, nearest
 
 UNSHARED = "source and target embeddings were one tensor; here they are two"
@@ -65,6 +65,12 @@ class StateSource(Source):
         self._state = {k: v for k, v in state.items() if isinstance(v, Tensor)}
         if not self._state:
             raise SourceError(f"{self.location}: holds no named tensors")
+        self._is_checked = False
+
+    def check_stored(self, name: str) -> None:
+        if not self._is_checked:
+            check_pickle(self.files[0])
+            self._is_checked = True
 
     def tensors(self) -> Mapping[str, TensorInfo]:
         return {k: TensorInfo(tuple(v.shape), v.dtype) for k, v in self._state.items()}

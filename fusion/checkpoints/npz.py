@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fusion.checkpoints.source import Source, TensorInfo
+from fusion.checkpoints.source import Source, TensorInfo, checked_shapes
 from fusion.checkpoints.stored import MappedFile
-from fusion.checkpoints.zip_records import LOCAL_HEADER, ZIP_DAMAGE, record_start
+from fusion.checkpoints.zip_records import LOCAL_HEADER, ZIP_DAMAGE, crc32, record_start
 from fusion.errors import SourceError
 
 _DTYPES = {
@@ -80,10 +80,22 @@ class NpzSource(Source):
 
     @cached_property
     def _infos(self) -> dict[str, TensorInfo]:
-        return {name: array.info for name, array in self._arrays.items()}
+        infos = {name: array.info for name, array in self._arrays.items()}
+        return checked_shapes(self.location, infos)
 
     def tensors(self) -> Mapping[str, TensorInfo]:
         return self._infos
+
+    def check_stored(self, name: str) -> None:
+        record = self._arrays[name].record
+        if record.compress_type != zipfile.ZIP_STORED:
+            return  # inflating compares
+        try:
+            found = crc32(self._mapped.block(self._start(record), record.file_size, torch.uint8))
+        except _DAMAGE as error:
+            raise self._damaged(error) from None
+        if found != record.CRC:
+            raise self._damaged(ValueError(f"{record.filename}: its checksum differs"))
 
     def read(self, name: str) -> Tensor:
         array = self._arrays[name]

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fusion.checkpoints.shards import Shards
-from fusion.checkpoints.source import Source, TensorInfo
+from fusion.checkpoints.source import Source, TensorInfo, checked_shapes
 from fusion.errors import SourceError
 
 DTYPES = {
@@ -83,7 +83,7 @@ class SafetensorsSource(Source):
             if dtype is None:
                 raise SourceError(f"{path}: {name}: dtype {part.get_dtype()} is not supported")
             infos[name] = TensorInfo(tuple(part.get_shape()), dtype)
-        return infos
+        return checked_shapes(self.location, infos)
 
     def tensors(self) -> Mapping[str, TensorInfo]:
         return self._infos

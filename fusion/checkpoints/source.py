@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
 import weakref
@@ -19,6 +20,8 @@ from fusion.checkpoints.digests import DigestCache, Stamp, file_digest, stamp
 from fusion.errors import SourceError, nearest
 
 _BLOCK = 1 << 22  # elements looked at in one go
+_MOST = 1 << 60  # elements
+_DIMENSIONS = 64
 _READING = threading.RLock()  # digests are computed by several threads, files read by one at a time
 
 
@@ -28,6 +31,19 @@ class TensorInfo:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+
+def checked_shapes(location: str, infos: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The same, once every shape is one that a tensor can have: an empty one may claim any.
+
+    Raises:
+        SourceError: names the first one that is not.
+    """
+    for name, info in infos.items():
+        if math.prod(max(size, 1) for size in info.shape) >= _MOST or len(info.shape) > _DIMENSIONS:
+            shown = str(list(info.shape[:8]))
+            raise SourceError(f"{location}: {name[:80]}: no tensor has the shape {shown[:80]}")
+    return infos
 
 
 class Source(ABC):
@@ -72,6 +88,13 @@ class Source(ABC):
             return tensor.clone()
         self._given.add(name)
         return tensor
+
+    def check_stored(self, name: str) -> None:  # noqa: B027 (not every format has checksums)
+        """Compare a tensor's bytes with the checksum that its file has of them, if it has one.
+
+        Raises:
+            SourceError: they differ.
+        """
 
     def files_of(self, name: str) -> tuple[Path, ...]:
         """The files that a tensor's values depend on; all, unless the format can tell."""
@@ -149,6 +172,7 @@ class Source(ABC):
                 weakref.finalize(self, cache.save)
             known = cache.get(name)
         if known is None or len(known) != 2 or fresh:
+            self.check_stored(name)
             with _READING:
                 tensor = self.read(name)
             known = [tensor_digest(tensor), nonfinite(tensor) or ""]

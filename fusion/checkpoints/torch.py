@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from fusion.checkpoints.shards import Shards
-from fusion.checkpoints.source import Source, TensorInfo
+from fusion.checkpoints.source import Source, TensorInfo, checked_shapes
 from fusion.checkpoints.standins import StandIn
 from fusion.checkpoints.stored import Stored
 from fusion.checkpoints.torch_file import TorchFile, open_torch_file, told_of
@@ -23,6 +23,8 @@ from fusion.errors import SourceError
 STATE_KEYS = ("model", "state_dict", "model_state_dict")
 _MAX_DEPTH = 64
 _MAX_VISITS = 1_000_000
+_MAX_NAMES = 1 << 26  # characters
+_ENDLESS = "not a whole torch file: nested without an end at"
 _WALKED = (Stored, StandIn, dict, list, tuple)
 
 
@@ -64,13 +66,19 @@ class TorchSource(Source):
 
     @cached_property
     def _infos(self) -> dict[str, TensorInfo]:
-        return {n: TensorInfo(stored.shape, stored.dtype) for n, (_, stored) in self._found.items()}
+        infos = {n: TensorInfo(one.shape, one.dtype) for n, (_, one) in self._found.items()}
+        return checked_shapes(self.location, infos)
 
     def tensors(self) -> Mapping[str, TensorInfo]:
         return self._infos
 
     def files_of(self, name: str) -> tuple[Path, ...]:
         return (self._found[name][0].path,)
+
+    def check_stored(self, name: str) -> None:
+        opened, stored = self._found[name]
+        with told_of(opened.path):
+            opened.check(stored)
 
     def read(self, name: str) -> Tensor:
         opened, stored = self._found[name]
@@ -111,14 +119,12 @@ def _walk(state: Any, path: Path) -> Iterator[tuple[str, Stored]]:
     """Depth first, in the file's order; an object inside itself is an error, not a loop."""
     seen: set[str] = set()
     waiting: list[tuple[str, Any, int]] = [("", state, 0)]
-    visits = 0
+    visits = named = 0
     while waiting:
         name, value, depth = waiting.pop()
         visits += 1
         if depth > _MAX_DEPTH or visits > _MAX_VISITS:
-            raise SourceError(
-                f"{path}: not a whole torch file: nested without an end at {name[:80]}"
-            )
+            raise SourceError(f"{path}: {_ENDLESS} {name[:80]}")
         if isinstance(value, Stored):
             if name in seen:
                 raise SourceError(f"{path}: two tensors are called {name}")
@@ -128,11 +134,12 @@ def _walk(state: Any, path: Path) -> Iterator[tuple[str, Stored]]:
             raise SourceError(f"{path}: {name}: a tensor of a kind that is not supported: {value}")
         children = _children(value) or []
         prefix = f"{name}." if depth else ""
-        waiting += [
-            (f"{prefix}{key}", child, depth + 1)
-            for key, child in reversed(children)
-            if isinstance(child, _WALKED)
-        ]
+        for key, child in reversed(children):
+            if isinstance(child, _WALKED):
+                waiting.append((f"{prefix}{key}", child, depth + 1))
+                named += len(waiting[-1][0])
+                if named > _MAX_NAMES:  # a few objects under long keys, over and over
+                    raise SourceError(f"{path}: {_ENDLESS} {name[:80]}")
 
 
 def _kind(value: Any) -> str:
@@ -164,6 +171,22 @@ def load_pickle(path: Path) -> Any:
 
     with told_of(path):
         return opened.load(tensor)
+
+
+def check_pickle(path: Path) -> None:
+    """Compare the bytes of all tensors of a file with the checksums that it has of them.
+
+    Raises:
+        SourceError: damaged.
+    """
+    opened = open_torch_file(path)
+
+    def check(stored: Stored) -> Stored:
+        opened.check(stored)
+        return stored
+
+    with told_of(path):
+        opened.load(check)
 
 
 def open_torch(path: Path, location: str | None = None) -> Source:

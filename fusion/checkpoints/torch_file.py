@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from fusion.checkpoints.machine import Machine
@@ -26,7 +27,7 @@ from fusion.checkpoints.pickles import pickle_machine
 from fusion.checkpoints.standins import PickleError, RefusedError
 from fusion.checkpoints.stored import MappedFile, Storage, Stored
 from fusion.checkpoints.torch_names import TensorMaker, persistent_storage, torch_names
-from fusion.checkpoints.zip_records import LOCAL_HEADER, ZIP_DAMAGE, record_start
+from fusion.checkpoints.zip_records import LOCAL_HEADER, ZIP_DAMAGE, crc32, record_start
 from fusion.errors import SourceError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -85,6 +86,13 @@ class TorchFile(ABC):
             PickleError: the file does not hold as many bytes as the pickle says.
         """
 
+    def check(self, stored: Stored) -> None:  # noqa: B027 (the stream has no checksums)
+        """Compare the bytes of a tensor's storage with the file's checksum of them.
+
+        Raises:
+            PickleError: they differ.
+        """
+
     def tensor(self, stored: Stored) -> Tensor:
         """A tensor by memory map, or a copy where it is not aligned."""
         return self._mapped.tensor(stored, self.place(stored) + stored.storage.first)
@@ -134,6 +142,11 @@ class ZipFile(TorchFile):
     """The zip format; a tensor's bytes are used where they lie."""
 
     @cached_property
+    def _checked(self) -> set[str]:
+        """Records whose bytes are those of their checksum."""
+        return set()
+
+    @cached_property
     def _records(self) -> dict[str, zipfile.ZipInfo]:
         with (
             _Window(self.path, self.start, self.size) as window,
@@ -179,10 +192,19 @@ class ZipFile(TorchFile):
         with self.path.open("rb") as file:
             file.seek(start)
             data = file.read(self._records[name].file_size)
-        told = self._records[name].CRC
-        if told not in (0, zlib.crc32(data)):  # 0: torch.serialization.set_crc32_options(False)
-            raise PickleError(f"{name} is damaged: its checksum differs")
+        self._compare(name, zlib.crc32(data))
         return data
+
+    def _compare(self, name: str, checksum: int) -> None:
+        if self._records[name].CRC not in (0, checksum):  # 0: set_crc32_options(False) of torch
+            raise PickleError(f"{name} is damaged: its checksum differs")
+
+    def check(self, stored: Stored) -> None:
+        name = f"{self._root}data/{stored.storage.key}"
+        start, size = self.place(stored), self._records[name].file_size
+        if name not in self._checked:
+            self._compare(name, crc32(self._mapped.block(start, size, torch.uint8)))
+            self._checked.add(name)
 
     def load(self, make: TensorMaker) -> Any:
         data = self._bytes(f"{self._root}data.pkl")

@@ -6,6 +6,8 @@ import struct
 import zipfile
 import zlib
 
+from torch import Tensor
+
 LOCAL_HEADER = 30  # bytes before a record's name
 ZIP_DAMAGE = (
     zipfile.BadZipFile,
@@ -18,6 +20,11 @@ ZIP_DAMAGE = (
     struct.error,
     zlib.error,
 )
+
+
+def crc32(data: Tensor) -> int:
+    """The checksum of a flat tensor of bytes."""
+    return zlib.crc32(data.numpy().data) if len(data) else 0
 
 
 def record_start(record: zipfile.ZipInfo, header: bytes) -> int:

@@ -97,6 +97,10 @@ NESTED: dict[str, tuple[bytes, str]] = {
         entry("a", b"]" + b"".join(b"p%d\n0](g%d\ng%d\ne" % (n, n, n) for n in range(60))),
         "nested without an end",
     ),
+    "one dict under a long name, over and over": (
+        b"}" + text("x" * 400_000) + b"]" + entry("a", b"]") + b"p0\n0(" + b"g0\n" * 40_000 + b"es",
+        "nested without an end",
+    ),
 }
 
 

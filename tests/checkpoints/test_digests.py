@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -304,3 +306,26 @@ def test_what_is_no_number_is_remembered_with_the_digest(tmp_path: Path, own_cac
     assert again.digest("a") == FORGED
     assert again.nonfinite("a") == "1 NaN, the first at [0]"
     assert again.nonfinite("b") is None
+
+
+@pytest.mark.parametrize("how", ["replaced", "written over"])
+def test_a_file_that_changed_within_one_tick_of_the_clock_is_not_given_its_old_digest(
+    tmp_path: Path, how: str
+) -> None:
+    path, other = tmp_path / "m.safetensors", tmp_path / "other.safetensors"
+    for _ in range(5):
+        save_file({"a": torch.ones(2)}, other)
+        new = other.read_bytes()
+        save_file({"a": torch.zeros(2)}, path)
+        source = open_source(path)
+        source.tensors()
+        if how == "replaced":
+            os.replace(other, path)
+        else:
+            path.write_bytes(new)
+        with contextlib.suppress(SourceError):
+            source.digest("a")
+        settle()
+        del source  # saves what it knows
+        gc.collect()
+        assert digests(path)["a"] == tensor_digest(torch.ones(2))

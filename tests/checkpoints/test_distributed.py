@@ -155,6 +155,7 @@ def chunks(metadata: Metadata, *boxes: tuple[list[int], list[int]]) -> None:
         (lambda m: chunks(m, ([0, 0], [2, 4]), ([2, 0], [2, 4])), "reaches outside"),
         (lambda m: chunks(m, ([0], [3])), "reaches outside of the shape"),
         (lambda m: chunks(m), "do not cover"),
+        (lambda m: chunks(m, ([0, 0], [1, 4]), ([1, 0], [2, 4])), "two chunks lie at byte"),
         (lambda m: m.storage_data.clear(), "is in no file"),
         (lambda m: m.state_dict_metadata.clear(), "holds no named tensors"),
         (lambda m: setattr(m, "state_dict_metadata", 3), "without state_dict_metadata"),
@@ -169,7 +170,11 @@ def test_metadata_that_lies_is_one_clear_error(
 
 
 def test_a_chunk_that_is_not_what_the_metadata_says_is_one_clear_error(folder: Path) -> None:
-    change(folder, lambda m: chunks(m, ([0, 0], [1, 4]), ([1, 0], [2, 4])))
+    def turned(metadata: Metadata) -> None:
+        chunks(metadata, ([0, 0], [4, 3]))
+        entry(metadata).size = torch.Size([4, 3])
+
+    change(folder, turned)
     source = open_source(folder)
     with pytest.raises(SourceError, match="has another shape or dtype than"):
         source.read("model.a")

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
+from torch import Tensor
 
 from fusion.checkpoints.directory import locate, open_source
 from fusion.checkpoints.source import TensorInfo, tensor_digest
@@ -187,3 +192,67 @@ def test_a_header_digest_needs_no_weights_and_tells_files_apart(tmp_path: Path) 
     assert one == open_source(tmp_path / "m.safetensors").header_digest()
     save_file({"b": STATE["b"]}, tmp_path / "m.safetensors")
     assert one != open_source(tmp_path / "m.safetensors").header_digest()
+
+
+FORMATS: dict[str, tuple[str, Callable[[dict[str, Tensor], Path], object]]] = {
+    "zip": ("m.pt", torch.save),
+    "npz": (
+        "m.npz",
+        lambda state, path: np.savez(path, **{n: t.numpy() for n, t in state.items()}),
+    ),
+    "distributed": ("saved/__0_0.distcp", lambda state, path: save_distributed(state, path.parent)),
+    "fairseq": ("m.pt", lambda state, path: torch.save({"model": state, "args": None}, path)),
+}
+
+
+def save_distributed(state: dict[str, Tensor], folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that no process group is there
+        dcp.save(state, checkpoint_id=folder)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_changed_byte_of_a_tensor_is_found_by_the_file_s_own_checksum(
+    tmp_path: Path, format: str
+) -> None:
+    name, save = FORMATS[format]
+    path = tmp_path / name
+    state = {"a": torch.arange(5000.0), "b": torch.arange(5000.0) + 9000}
+    save(state, path)
+    opened = path.parent if format == "distributed" else path
+    source = open_source(opened, "fairseq" if format == "fairseq" else None)
+    assert source.digest("b", fresh=True) == tensor_digest(state["b"])
+    whole = path.read_bytes()
+    numbers = state["b"].numpy().tobytes()
+    assert whole.count(numbers) == 1
+    path.write_bytes(whole.replace(numbers, numbers[:-2] + b"\0" + numbers[-1:]))
+    source = open_source(opened, "fairseq" if format == "fairseq" else None)
+    with pytest.raises(SourceError, match=f"{path.name}.*its checksum differs"):
+        source.digest("b")
+    if format != "fairseq":  # of which all is looked at
+        assert source.digest("a") == tensor_digest(state["a"])
+
+
+@pytest.mark.parametrize("shape", [[0, 1 << 63], [0, 1 << 40, 1 << 40], [0] * 65])
+@pytest.mark.parametrize("format", ["safetensors", "npz"])
+def test_an_empty_tensor_of_an_absurd_shape_is_one_clear_error(
+    tmp_path: Path, format: str, shape: list[int]
+) -> None:
+    path = tmp_path / f"m.{format}"
+    if format == "safetensors":
+        told = {"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}
+        header = json.dumps(told).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header)
+    else:
+        told = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
+        text = repr(told).encode()
+        with zipfile.ZipFile(path, "w") as archive:
+            length = len(text).to_bytes(2, "little")
+            archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + length + text)
+    with pytest.raises(SourceError, match=rf"m\.{format}: .*(no tensor has|not a whole)"):
+        open_source(path).tensors()
+
+
+def test_a_name_that_no_file_can_have_is_one_clear_error() -> None:
+    with pytest.raises(SourceError, match=r"^x{80}: File name too long"):
+        open_source("x" * 5000)
