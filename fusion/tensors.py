@@ -133,6 +133,7 @@ def in_place_of(old: Tensor, value: Tensor, requires_grad: bool) -> Tensor:
 
     Shapes and dtypes are the caller's matter. The value's memory is used as it is.
     """
-    new = value.detach().as_subclass(type(old)).requires_grad_(requires_grad)
+    # as nn.Parameter does it; as_subclass would make a view, which torch multiplies another way
+    new = torch.Tensor._make_subclass(type(old), value.detach(), requires_grad)
     new.__dict__.update(old.__dict__)
     return new

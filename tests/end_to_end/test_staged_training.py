@@ -17,9 +17,10 @@ import fusion
 from fusion.data import TokenBatchSampler, read_corpus, tokenise
 from fusion.ledger import Ledger
 from fusion.recipe import load_recipe
-from fusion.saved import read_json, read_ledger, write_json
+from fusion.saved import read_json, read_ledger
 from fusion.timetable import Defaults, stage_lengths, timetable
 from fusion.train import build_composition
+from fusion.writing import write_json
 
 if TYPE_CHECKING:
     from .conftest import Workspace
