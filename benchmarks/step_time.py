@@ -68,6 +68,8 @@ def make_side(run: Path) -> tuple[Side, list[list[int]]]:
     hardware = Hardware(torch.device("cpu"), bool(recipe.train.arguments.get("bf16")))
     prepared = prepare(recipe, composition, rows, hardware, lambda text: None)
     model = composition.model.train()
+    if recipe.host.attention is not None:  # a plain host's directory does not say which it was
+        model.host.set_attn_implementation(recipe.host.attention)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
     return Side(model, prepared.train, prepared.collate, optimizer, recipe), list(batches)

@@ -58,6 +58,7 @@ def test_the_loss_curve_with_an_fp32_cache_is_the_one_without(
     assert cached(trained.workspace, "runs/cached")["share"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_part_on_disk_and_the_rest_on_the_fly_train_alike(
     trained: Trained, on_the_fly: list[float]
 ) -> None:

@@ -70,7 +70,8 @@ def staged(workspace: Workspace) -> Workspace:
     return workspace
 
 
-@pytest.mark.parametrize("stop", [4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [4, 8])
 def test_a_run_killed_between_or_within_stages_resumes_and_ends_with_the_same_bits(
     staged: Workspace, stop: int
 ) -> None:
