@@ -298,7 +298,7 @@ class _Filler:
                 owner, leaf = owner_of(self.module, entry.name)
                 raise WarmStartError(
                     f"{self._full(entry)}: a {type(getattr(owner, leaf)).__name__} that cannot be "
-                    f"filled, and the module is filled in part: {str(error).splitlines()[0]}"
+                    f"filled, and the module is filled in part: {error}"
                 ) from error
             done[entry.name] = replace(
                 entry, digest=digest, operations=self.operations.get(entry.name, entry.operations)

@@ -10,7 +10,6 @@ from fusion.estimates.settings import how_of, part_of, state_bytes
 from fusion.estimates.step import Batch, How, run_step
 from fusion.model import FusedModel
 from fusion.recipe import Recipe
-from fusion.timetable import freeze_never_trained
 
 CONTEXT = 6e8  # of a GPU: CUDA's context, kernels and cuBLAS's workspace
 FRAGMENTS = 1.05  # what the allocator holds over what is in use
@@ -69,7 +68,6 @@ class Memory:
 def planned_model(recipe: Recipe) -> FusedModel:
     """A recipe's model on meta, with a gradient only where something is ever trained."""
     model, _ = recipe_parts(recipe)
-    freeze_never_trained(recipe, model)
     return model
 
 

