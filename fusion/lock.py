@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fusion.checkpoints.digests import file_digest
+from fusion.checkpoints.source import file_digests
 from fusion.composition import recipe_parts
 from fusion.errors import RecipeError
 from fusion.keymap import KeyMap
@@ -49,7 +49,7 @@ def lock_of(recipe: Recipe) -> dict[str, Any]:
             "source": part.where,
             "revision": _revision(part.source.files[0]),
             "files": part.source.file_digests(),
-            "beside": _digests(_files_of_rules(part)),
+            "beside": file_digests(_files_of_rules(part)),
             "tensors": {name: part.source.digest(name) for name in names},
             "rules": part.rules,
             "ignore": part.ignore,
@@ -57,7 +57,7 @@ def lock_of(recipe: Recipe) -> dict[str, Any]:
         }
     for prefix, directories in part_directories(recipe).items():
         files = [path for one in directories for path in sorted(one.iterdir()) if path.is_file()]
-        kept = _digests(path for path in files if path.suffix in _MEANING)
+        kept = file_digests(path for path in files if path.suffix in _MEANING)
         content["parts"][prefix]["beside"] |= kept
     if (below := untrained_host(recipe)) is not None:
         content["parts"]["host."] = {"recipe": below.digest()}
@@ -69,17 +69,6 @@ def _files_of_rules(part: Part) -> Iterator[Path]:
     for rule in KeyMap.parse(part.rules).rules:
         for step in map(parse, rule.operations):
             yield from step.files()
-
-
-def _digests(paths: Iterable[Path]) -> dict[str, str]:
-    """sha256 by path."""
-    found = {}
-    for path in paths:
-        try:
-            found[str(path)] = file_digest(path)
-        except OSError as error:
-            raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
-    return found
 
 
 def _revision(file: Path) -> str | None:

@@ -137,7 +137,8 @@ class _Planner:
 
     def _matches_nothing(self, pattern: str, what: str) -> None:
         """Say that a pattern of the user's is for no tensor that is saved."""
-        names = [name for name in self.tensors if Pattern(pattern).match(name) is not None]
+        parsed = Pattern(pattern)
+        names = [name for name in self.tensors if parsed.match(name) is not None]
         if names:
             self._problem(
                 pattern, f"{what} is for {names[0]}, a buffer that is not saved: its class fills it"

@@ -22,7 +22,7 @@ from fusion.checkpoints.pickles import pickle_machine
 from fusion.checkpoints.source import Source, TensorInfo, checked_shapes
 from fusion.checkpoints.standins import PickleError, StandIn
 from fusion.checkpoints.stored import Stored
-from fusion.checkpoints.torch_file import open_torch_file, told_of
+from fusion.checkpoints.torch_file import check_torch_file, open_torch_file, told_of
 from fusion.checkpoints.torch_names import torch_names
 from fusion.errors import SourceError
 
@@ -133,11 +133,7 @@ class DistributedSource(Source):
 
     def check_stored(self, name: str) -> None:
         for chunk in self._plan[name][1]:
-            opened = open_torch_file(chunk.path, chunk.start, chunk.length)
-            with told_of(chunk.path):
-                stored = opened.load(lambda stored: stored)
-                if isinstance(stored, Stored):
-                    opened.check(stored)
+            check_torch_file(chunk.path, chunk.start, chunk.length)
 
     def read(self, name: str) -> Tensor:
         info, chunks = self._plan[name]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fusion.checkpoints.source import Source, TensorInfo
-from fusion.checkpoints.torch import check_pickle, load_pickle
+from fusion.checkpoints.torch import load_pickle
+from fusion.checkpoints.torch_file import check_torch_file
 from fusion.errors import SourceError, nearest
 
 UNSHARED = "source and target embeddings were one tensor; here they are two"
@@ -69,7 +70,7 @@ class StateSource(Source):
 
     def check_stored(self, name: str) -> None:
         if not self._is_checked:
-            check_pickle(self.files[0])
+            check_torch_file(self.files[0])
             self._is_checked = True
 
     def tensors(self) -> Mapping[str, TensorInfo]:

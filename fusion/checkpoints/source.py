@@ -8,7 +8,7 @@ import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,13 +124,7 @@ class Source(ABC):
         Raises:
             SourceError: a file cannot be read.
         """
-        digests = {}
-        for path in self.files:
-            try:
-                digests[str(path)] = file_digest(path, fresh=fresh)
-            except OSError as error:
-                raise SourceError(f"{path}: cannot be read: {error.strerror}") from None
-        return digests
+        return file_digests(self.files, fresh=fresh)
 
     def header_digest(self) -> str:
         """sha256 of names, shapes, dtypes and file sizes: identifies a file without its weights."""
@@ -200,6 +194,17 @@ def learn(places: Collection[tuple[Source, str]]) -> None:
     with ThreadPoolExecutor(cores) as pool:
         for _ in pool.map(lambda place: place[0].digest(place[1]), places):
             pass
+
+
+def file_digests(paths: Iterable[Path], *, fresh: bool = False) -> dict[str, str]:
+    """sha256 by path; see `Source.file_digests`."""
+    digests = {}
+    for path in paths:
+        try:
+            digests[str(path)] = file_digest(path, fresh=fresh)
+        except OSError as error:
+            raise SourceError(f"{path}: cannot be read: {error.strerror}") from None
+    return digests
 
 
 class Selection(Source):

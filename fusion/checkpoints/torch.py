@@ -173,22 +173,6 @@ def load_pickle(path: Path) -> Any:
         return opened.load(tensor)
 
 
-def check_pickle(path: Path) -> None:
-    """Compare the bytes of all tensors of a file with the checksums that it has of them.
-
-    Raises:
-        SourceError: damaged.
-    """
-    opened = open_torch_file(path)
-
-    def check(stored: Stored) -> Stored:
-        opened.check(stored)
-        return stored
-
-    with told_of(path):
-        opened.load(check)
-
-
 def open_torch(path: Path, location: str | None = None) -> Source:
     """A single .pt, .pth or .bin file."""
     return TorchSource(location or str(path), (path,))

@@ -303,3 +303,19 @@ def open_torch_file(path: Path, start: int = 0, size: int | None = None) -> Torc
                 "a tar file, as torch wrote before 0.1.10; load and save it again there"
             )
         return StreamFile(path, start, size)
+
+
+def check_torch_file(path: Path, start: int = 0, size: int | None = None) -> None:
+    """Compare the bytes of all tensors of a file with the checksums that it has of them.
+
+    Raises:
+        SourceError: it is damaged.
+    """
+    opened = open_torch_file(path, start, size)
+
+    def check(stored: Stored) -> Stored:
+        opened.check(stored)
+        return stored
+
+    with told_of(path):
+        opened.load(check)

@@ -67,8 +67,7 @@ class Memory:
 
 def planned_model(recipe: Recipe) -> FusedModel:
     """A recipe's model on meta, with a gradient only where something is ever trained."""
-    model, _ = recipe_parts(recipe)
-    return model
+    return recipe_parts(recipe)[0]
 
 
 def memory_of(recipe: Recipe, *, gpu: bool, model: FusedModel | None = None) -> Memory:
