@@ -19,13 +19,14 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from fusion.callbacks import Freezer, Stopwatch, UpdateClock
 from fusion.data import TokenBatchSampler
-from fusion.errors import RecipeError
+from fusion.errors import NoRoomError, RecipeError
 from fusion.model import FusedModel
 from fusion.optimizer import Rates, grouped, keep_embeddings_in_32_bits
 from fusion.processor import FusionProcessor
 from fusion.recipe import LearningRates
 from fusion.saved import frozen_parts, load_checkpoint, write_weights
 from fusion.timetable import rate_of
+from fusion.writing import room_for
 
 COMPLETE = "complete"
 Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
@@ -248,11 +249,15 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         write_weights(fused, state, directory, self.left_out)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(*args, **kwargs)
-        if self.args.should_save:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            if folder.is_dir():
-                (folder / COMPLETE).touch()
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            with room_for(folder):
+                super()._save_checkpoint(*args, **kwargs)
+        except NoRoomError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if self.args.should_save and folder.is_dir():
+            (folder / COMPLETE).touch()
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None

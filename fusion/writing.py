@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from fusion.errors import NoRoomError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_STOPPED = "PytorchStreamWriter failed|unexpected pos"  # where torch opens the file itself
 
 
 @contextlib.contextmanager
@@ -32,16 +33,28 @@ def whole(place: Path) -> Iterator[Path]:
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     _remove(temporary)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _swap(temporary, place)
+        with room_for(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _swap(temporary, place)
+    finally:
+        _remove(temporary)
+
+
+@contextlib.contextmanager
+def room_for(place: Path) -> Iterator[None]:
+    """Name a place where there is no room for what is written there, whatever writes it.
+
+    Raises:
+        NoRoomError: the disk is full, or the file too large.
+    """
+    try:
+        yield
     except (OSError, SafetensorError, RuntimeError, NoRoomError) as error:
         reason = _no_room(error)
         if reason is None:
             raise
         raise NoRoomError(place, reason) from error
-    finally:
-        _remove(temporary)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -84,4 +97,7 @@ def _no_room(error: BaseException | None) -> str | None:
         number = int(found[1])
     if number in _NO_ROOM and number is not None:
         return os.strerror(number)
-    return _no_room(error.__context__)  # torch.save says something else while it fails
+    reason = _no_room(error.__context__)  # torch.save says something else while it fails
+    if reason is None and isinstance(error, RuntimeError) and re.search(_STOPPED, str(error)):
+        return "torch could not write all of it; is the disk full?"
+    return reason

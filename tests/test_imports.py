@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 import types
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -76,6 +80,8 @@ LEVELS: dict[str, int] = {
     "__main__": 23,
     "__init__": 24,
 }
+
+USED_IF_THERE = {"bitsandbytes"}  # 8-bit optimizers
 
 # The other way round, and why.
 EXCEPTIONS: dict[tuple[str, str], str] = {
@@ -219,3 +225,34 @@ def test_public_names_are_not_hidden_by_modules_of_the_same_name() -> None:
     for name in fusion.__all__:
         assert getattr(fusion, name) is getattr(fusion, name)
         assert not isinstance(getattr(fusion, name), types.ModuleType), name
+
+
+@pytest.mark.parametrize("folder", ["fusion", "benchmarks", "tests"])
+def test_every_package_that_is_imported_is_declared(folder: str) -> None:
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].values()
+    declared = {_plain(name) for name in chain(project["dependencies"], *extras)} | USED_IF_THERE
+    owners = packages_distributions()
+    undeclared = {
+        f"{path.relative_to(ROOT.parent)}: {name}"
+        for path in (ROOT.parent / folder).rglob("*.py")
+        for name in _imported(path) & owners.keys()
+        if not declared & {_plain(owner) for owner in owners[name]}
+    }
+    assert undeclared == set()
+
+
+def _plain(requirement: str) -> str:
+    """The name alone, as pip compares it."""
+    return re.split(r"[\[<>=]", requirement)[0].lower().replace("_", "-")
+
+
+def _imported(path: Path) -> set[str]:
+    """Top-level packages that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names

@@ -1,8 +1,9 @@
-"""A killed run goes on where it was, and ends with the same bits."""
+"""A run that was killed, or had no room, goes on where it was, and ends with the same bits."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -57,12 +58,36 @@ def test_a_killed_run_resumes_and_ends_bitwise_as_an_undisturbed_one(trained: Tr
     assert "resumes from checkpoint-11" not in said
     assert not half.exists()
 
-    undisturbed, resumed = (
-        workspace.tensors("runs/fused/model"),
-        workspace.tensors("runs/killed/model"),
-    )
+    undisturbed = workspace.tensors("runs/fused/model")
+    resumed = workspace.tensors("runs/killed/model")
     assert undisturbed.keys() == resumed.keys()
-    differ = [
-        name for name, tensor in undisturbed.items() if not torch.equal(tensor, resumed[name])
-    ]
+    differ = [name for name in undisturbed if not torch.equal(undisturbed[name], resumed[name])]
     assert differ == []
+
+
+def test_a_checkpoint_without_room_is_one_message_and_leaves_the_one_before(
+    trained: Trained,
+) -> None:
+    folder = trained.workspace.folder
+    output = folder / "runs" / "full"
+    shutil.copytree(folder / "runs" / "fused", output)
+    shutil.rmtree(output / "model")
+    (output / "run.json").unlink()
+    for number in (8, 12):
+        shutil.rmtree(output / "checkpoints" / f"checkpoint-{number}")
+    optimizer = (output / "checkpoints" / "checkpoint-4" / "optimizer.pt").stat().st_size
+    room = f"ulimit -f {optimizer // 2 // 1024}; exec "  # for each file but the optimizer's state
+    command = trained.workspace.command("train", "fused.yaml", "output=runs/full")
+    done = subprocess.run(
+        ["bash", "-c", room + shlex.join(command)],
+        cwd=folder,
+        env=trained.workspace.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    place = output / "checkpoints" / "checkpoint-8"
+    said = f"{place}: cannot be written: torch could not write all of it; is the disk full?"
+    assert said in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in (output / "checkpoints").glob("check*")] == ["checkpoint-4"]
