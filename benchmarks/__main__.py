@@ -31,9 +31,7 @@ def existing() -> list[str]:
 
 def run(program: str, scale: str, results: Path, runs: Path | None) -> bool:
     """Run one program; what it prints is kept beside its JSON file. Whether it ended well."""
-    options = ["--scale", scale] if has(program, "--scale") else []
-    if has(program, "--results"):
-        options += ["--results", str(results)]
+    options = ["--scale", scale, "--results", str(results)]
     if runs is not None and has(program, "--runs"):
         options += ["--runs", str(runs / f"{program}-{scale}")]
     command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{program}", *options]
@@ -42,9 +40,9 @@ def run(program: str, scale: str, results: Path, runs: Path | None) -> bool:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(f"{program}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     print(done.stdout, flush=True)
-    stem = record_name(program, scale) if has(program, "--results") else program
+    stem = record_name(program, scale)
     results.mkdir(parents=True, exist_ok=True)
-    failed = results / f"{record_name(program, scale)}.failed"
+    failed = results / f"{stem}.failed"
     failed.unlink(missing_ok=True)
     if done.returncode:
         text = "\n".join([*done.stdout.splitlines(), *done.stderr.splitlines()][-LAST_LINES:])

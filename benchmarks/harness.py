@@ -92,18 +92,6 @@ def run_side(module: str, *arguments: str) -> dict[str, Any]:
     return result
 
 
-def write_result(name: str, content: dict[str, Any]) -> Path:
-    """Write a benchmark's JSON with the command that made it, to a temporary name first."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    full = {"command": "python -m benchmarks." + " ".join([name, *sys.argv[1:]])}
-    full |= {"hardware": hardware()} | content
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(full, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(path)
-    return path
-
-
 def table(rows: list[list[str]]) -> str:
     """A Markdown table; the first row holds the headings."""
     head, *body = rows

@@ -19,16 +19,35 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Spread, run_side, table, write_result
+from benchmarks.harness import RESULTS, Spread, run_side, table
+from benchmarks.records import write_record
 from fusion.recipe import Recipe, validate_recipe
 
+PROGRAM = "load_time"
 # width, feed-forward width, layers of the encoder; layers of the host, per side
-SIZES = {"100 MB": (512, 2048, 4, 2), "1 GB": (1024, 4096, 14, 4)}
+SIZES = {"1 MB": (16, 32, 1, 1), "100 MB": (512, 2048, 4, 2), "1 GB": (1024, 4096, 14, 4)}
 HOSTS = ("marian", "bart")
 SIDES = ["read bytes", "from_pretrained", "strict=False", "fusion", "fusion, first time"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much: sizes, hosts and repetitions of each side."""
+
+    sizes: tuple[str, ...]
+    hosts: tuple[str, ...]
+    repetitions: int
+
+
+SCALES = {
+    "tiny": Scale(("1 MB",), HOSTS[:1], 1),
+    "quick": Scale(("100 MB",), HOSTS, 5),
+    "full": Scale(("100 MB", "1 GB"), HOSTS, 5),
+}
 
 
 def make(folder: Path, size: str, kind: str = "marian") -> None:
@@ -171,32 +190,10 @@ def compare(size: str, kind: str, repetitions: int) -> dict[str, Any]:
     return {"bytes": total, "sides": found}
 
 
-def main() -> None:
-    """Measure all sizes and print them, or one side for the process that asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", choices=("quick", "full"), default="quick")
-    parser.add_argument("--side", choices=SIDES)
-    parser.add_argument("--folder", type=Path)
-    arguments = parser.parse_args()
-    if arguments.side:
-        print(json.dumps(measure(arguments.side, arguments.folder)))
-        return
-    sizes = ["100 MB"] if arguments.scale == "quick" else list(SIZES)
-    results = {
-        f"{size}, {kind}": compare(size, kind, 5) | {"host": kind}
-        for size in sizes
-        for kind in HOSTS
-    }
-    rows = [
-        [
-            "weights",
-            "host",
-            "side",
-            "seconds",
-            "against from_pretrained",
-            "peak memory grew by (MiB)",
-        ]
-    ]
+def section(results: dict[str, Any], repetitions: int) -> tuple[str, str]:
+    """The table, and what it says."""
+    head = ["weights", "host", "side", "seconds", "against from_pretrained"]
+    rows = [[*head, "peak memory grew by (MiB)"]]
     for content in results.values():
         base = Spread.of([one["seconds"] for one in content["sides"]["from_pretrained"]])
         for side, found in content["sides"].items():
@@ -205,8 +202,34 @@ def main() -> None:
             ratio = f"{seconds.median / base.median:.2f}"
             shown = f"{content['bytes'] / 1e6:.0f} MB"
             rows.append([shown, content["host"], side, str(seconds), ratio, f"{memory.median:.0f}"])
-    print(table(rows))
-    print(write_result("load_time", {"results": results}))
+    says = (
+        "Loading a host and an encoder, each side in a process of its own; medians of interleaved "
+        f"rounds ({repetitions}) with smallest and largest."
+    )
+    return says, table(rows)
+
+
+def main() -> None:
+    """Measure all sizes and print them, or one side for the process that asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", choices=list(SCALES), default="quick")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(json.dumps(measure(arguments.side, arguments.folder)))
+        return
+    scale = SCALES[arguments.scale]
+    results = {
+        f"{size}, {kind}": compare(size, kind, scale.repetitions) | {"host": kind}
+        for size in scale.sizes
+        for kind in scale.hosts
+    }
+    shown = section(results, scale.repetitions)
+    print("\n\n".join(shown))
+    where = {"scale": arguments.scale, "folder": arguments.results}
+    print(write_record(PROGRAM, results, [shown], **where))
 
 
 if __name__ == "__main__":

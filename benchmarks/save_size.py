@@ -1,9 +1,9 @@
 """How large is a saved model, and how long does saving it take, by delta and in full.
 
-A delta leaves out what is bit for bit its source's. A trained host of 90 MB beside a frozen encoder
-of about the same size, saved in turn.
+A delta leaves out what is bit for bit its source's. A trained host (90 MB, at full scale 600 MB as
+well) beside a frozen encoder of about the same size, saved in turn.
 
-    python -m benchmarks.save_size
+    python -m benchmarks.save_size --scale quick
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-from benchmarks.harness import Spread, table, write_result
-from benchmarks.load_time import SIZES, composed_recipe, make
+from benchmarks.harness import RESULTS, Spread, table
+from benchmarks.load_time import SCALES, composed_recipe, make
+from benchmarks.records import write_record
+
+PROGRAM = "save_size"
+Rows = list[dict[str, float]]
 
 
-def measure(folder: Path, repetitions: int) -> dict[str, list[dict[str, float]]]:
+def measure(folder: Path, repetitions: int) -> dict[str, Rows]:
     """Seconds and bytes of each way to save, in turn; the first round warms the page cache."""
     import torch
 
@@ -30,7 +33,7 @@ def measure(folder: Path, repetitions: int) -> dict[str, list[dict[str, float]]]
     with torch.no_grad():
         for parameter in composed.model.host.parameters():
             parameter.add_(1e-3)  # as training does
-    found: dict[str, list[dict[str, float]]] = {"without": [], "full": []}
+    found: dict[str, Rows] = {"without": [], "full": []}
     for repetition in range(repetitions + 1):
         for way, rows in found.items():
             place = folder / "saved"
@@ -46,25 +49,43 @@ def measure(folder: Path, repetitions: int) -> dict[str, list[dict[str, float]]]
     return found
 
 
+def compare(size: str, repetitions: int) -> dict[str, Rows]:
+    """Both ways to save a model of some size."""
+    folder = Path(tempfile.mkdtemp(prefix="save_size_"))
+    try:
+        make(folder, size)
+        return measure(folder, repetitions)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def section(results: dict[str, dict[str, Rows]], repetitions: int) -> tuple[str, str]:
+    """The table, and what it says."""
+    rows = [["saved", "MB", "seconds to save", "seconds to load"]]
+    for found in results.values():
+        for way, several in found.items():
+            size = several[0]["bytes"] / 1e6
+            spreads = [str(Spread.of([one[key] for one in several])) for key in ("save", "load")]
+            rows.append([way, f"{size:.0f}" if size > 10 else f"{size:.2f}", *spreads])
+    says = (
+        "A model without what is bit for bit its sources', and in full; medians of interleaved "
+        f"rounds ({repetitions}) with smallest and largest."
+    )
+    return says, table(rows)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=list(SIZES), default="100 MB")
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--scale", choices=list(SCALES), default="quick")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="save_size_"))
-    try:
-        make(folder, arguments.size)
-        found: dict[str, Any] = measure(folder, arguments.repetitions)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    rows = [["saved", "MB", "seconds to save", "seconds to load"]]
-    for way, results in found.items():
-        size = results[0]["bytes"] / 1e6
-        spreads = [str(Spread.of([one[key] for one in results])) for key in ("save", "load")]
-        rows.append([way, f"{size:.0f}", *spreads])
-    print(table(rows))
-    print(write_result("save_size", {"results": found}))
+    scale = SCALES[arguments.scale]
+    results = {size: compare(size, scale.repetitions) for size in scale.sizes}
+    shown = section(results, scale.repetitions)
+    print("\n\n".join(shown))
+    where = {"scale": arguments.scale, "folder": arguments.results}
+    print(write_record(PROGRAM, results, [shown], **where))
 
 
 if __name__ == "__main__":
