@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import RESULTS
+from benchmarks.records import facts, told
 
 PROGRAMS = (
     "warm_vs_scratch",
@@ -99,20 +100,20 @@ def question(program: str) -> tuple[str, str]:
 
 
 def read_record(path: Path) -> Record:
-    """A record from its JSON file; where that has no tables, from what the program printed."""
+    """A record from its JSON file; sections that are not of one run say which each is of."""
     raw: Any = json.loads(path.read_text(encoding="utf-8"))
-    command = str(raw.get("command", ""))
-    said = re.search(r"--scale[ =](\w+)", command)
-    stem = path.stem.removesuffix("-quick").removesuffix("-tiny")
-    record = Record(stem, raw.get("scale") or (said[1] if said else "quick"), command)
-    record.hardware = raw.get("hardware", {})
-    parts = [f"{one['says']}\n\n{one['table']}" for one in raw.get("sections", [])]
-    printed = path.with_suffix(".txt")
-    if not parts and printed.is_file():
-        parts = [printed.read_text(encoding="utf-8")]
+    sections = raw["sections"]
+    origins = [{key: one[key] for key in ("command", "hardware") if key in one} for one in sections]
+    several = any(one != origins[0] for one in origins)
+    record = Record(raw["program"], raw["scale"])
+    if not several:
+        record.command, record.hardware = raw["command"], raw["hardware"]
+    parts = [
+        f"{one['says']}{f' {told(of)}' if several else ''}\n\n{one['table']}"
+        for one, of in zip(sections, origins, strict=True)
+    ]
     record.body = "\n\n".join(parts)
-    named = [path.parent / name for name in raw.get("plots", [])]
-    record.plots = named or sorted(path.parent.glob(f"{path.stem}*.png"))
+    record.plots = [path.parent / name for name in raw["plots"]]
     return record
 
 
@@ -171,16 +172,6 @@ def section(record: Record, anchor: str) -> str:
     parts.append(blocks(record.body))
     parts += [picture(path) for path in record.plots if path.is_file()]
     return "\n".join([*parts, "</section>"])
-
-
-def facts(hardware: dict[str, Any]) -> str:
-    """Commit and hardware in a line."""
-    shown = [f"commit {hardware.get('commit', 'unknown')}"]
-    shown.append(f"{hardware.get('cores')} cores of {hardware.get('processor')}")
-    shown.append(f"{hardware.get('memory_gib')} GiB")
-    shown.append(f"GPU: {hardware.get('gpu') or 'none'}")
-    versions = ("torch", "transformers", "python")
-    return "; ".join([*shown, *(f"{name} {hardware.get(name)}" for name in versions)])
 
 
 def blocks(markdown: str) -> str:

@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import RESULTS, Spread, peak_mib, run_side, table
 from benchmarks.profiles import milliseconds, profile_table
-from benchmarks.records import record_name, write_record
+from benchmarks.records import Origin, origin, record_name, told, write_record
 from benchmarks.sides import (
     DEVICE,
     GATED,
@@ -259,8 +259,16 @@ def section(shape: str, content: dict[str, Any]) -> tuple[str, str]:
     return says, table(lines)
 
 
+def sections_of(results: dict[str, Any]) -> tuple[list[tuple[str, str]], list[Origin]]:
+    """Of every shape, and the run that each is of: a shape may have been measured earlier."""
+    makers = (section, profile_section)
+    pairs = [(name, make) for name in SHAPES if name in results for make in makers]
+    origins = [results[name].get("origin", {}) for name, _ in pairs]
+    return [make(name, results[name]) for name, make in pairs], origins
+
+
 def main() -> None:
-    """Measure one shape, keep what is known of the other, and print."""
+    """Measure one shape, keep what is known of the others, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", choices=("tiny", "quick", "full"), default="quick")
     parser.add_argument("--shape", choices=list(SHAPES), help="default: small")
@@ -276,17 +284,19 @@ def main() -> None:
     if arguments.scale not in SCALES[shape]:
         parser.error(f"--shape {shape} has the scales {', '.join(SCALES[shape])}")
     folder = Path(tempfile.mkdtemp(prefix="train_speed_"))
+    mine = {"origin": origin(PROGRAM)}
     try:
-        found = measure(shape, SCALES[shape][arguments.scale], folder)
+        found = mine | measure(shape, SCALES[shape][arguments.scale], folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     path = arguments.results / f"{record_name(PROGRAM, arguments.scale)}.json"
     known = json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else {}
     results = known | {shape: found}
-    measured = [name for name in SHAPES if name in results]
-    sections = [s(name, results[name]) for name in measured for s in (section, profile_section)]
-    print("\n\n".join([*section(shape, found), *profile_section(shape, found)]))
-    print(write_record(PROGRAM, results, sections, scale=arguments.scale, folder=arguments.results))
+    sections, origins = sections_of(results)
+    for (says, text), of in zip(sections, origins, strict=True):
+        print(f"{says}\n{told(of)}\n\n{text}\n")
+    where = {"scale": arguments.scale, "folder": arguments.results}
+    print(write_record(PROGRAM, results, sections, origins=origins, **where))
 
 
 if __name__ == "__main__":

@@ -59,19 +59,25 @@ def test_the_page_has_tables_and_plots_inside_and_needs_nothing_else(warm: Resul
     assert re.search(r"commit \w+", text)
 
 
-def test_a_program_without_tables_in_its_record_is_shown_by_what_it_printed(
+def test_a_table_of_an_earlier_run_is_shown_with_the_command_and_commit_of_that_run(
     tmp_path: Path, run_module: RunModule
 ) -> None:
-    record = {"command": "python -m benchmarks.load_time --scale full", "hardware": {"cores": 2}}
-    (tmp_path / "load_time.json").write_text(json.dumps(record), encoding="utf-8")
-    printed = "| side | seconds |\n| --- | --- |\n| a <b> | 1.5 |\n/x/load_time.json\n"
-    (tmp_path / "load_time.txt").write_text(printed, encoding="utf-8")
+    commands = {commit: f"python -m benchmarks.train_speed --{commit}" for commit in ("aa1", "bb2")}
+    origins = [{"command": c, "hardware": {"commit": commit}} for commit, c in commands.items()]
+    sections = [{"says": "A <b>.", "table": "| a |\n| --- |\n| 1 |"} | one for one in origins]
+    record = {"program": "train_speed", "scale": "full", "sections": sections, "plots": []}
+    path = tmp_path / "train_speed.json"
     report = tmp_path / "report.html"
-    done = run_module("benchmarks.report", "--results", str(tmp_path), "--report", str(report))
-    assert done.returncode == 0, done.stderr
-    assert checked(report).tables == 1
-    text = report.read_text(encoding="utf-8")
-    assert "a &lt;b&gt;" in text and "/x/load_time.json" not in text
+    both = [f"<code>{command}</code>; commit {commit};" for commit, command in commands.items()]
+    for kept, shown in ((sections, both), (sections[1:], [])):
+        path.write_text(json.dumps(record | origins[1] | {"sections": kept}), encoding="utf-8")
+        done = run_module("benchmarks.report", "--results", str(tmp_path), "--report", str(report))
+        assert done.returncode == 0, done.stderr
+        assert checked(report).tables == len(kept)
+        text = report.read_text(encoding="utf-8")
+        assert "A &lt;b&gt;." in text and [one for one in both if one in text] == shown
+        once = f"<pre><code>{commands['bb2']}</code></pre>"
+        assert (once in text) == (len(kept) == 1)
 
 
 def test_a_program_that_fails_is_in_the_report_and_in_the_exit_status(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +45,15 @@ def record(run_module: RunModule, program: str, folder: Path) -> dict[str, Any]:
     assert content["command"].startswith(f"python -m benchmarks.{program} --scale tiny")
     assert {"processor", "cores", "commit", "torch"} <= content["hardware"].keys()
     assert content["sections"][-1]["table"] in done.stdout
-    return content
+    return content | {"printed": done.stdout}
 
 
+EARLIER = {
+    "command": "python -m benchmarks.train_speed --scale tiny --shape small",
+    "hardware": {"commit": "abc1234", "cores": 96, "processor": "another machine"},
+}
 BEFORE = {
+    "origin": EARLIER,
     "text": "a text, 9 pairs",
     "batch_tokens": 64,
     "padding": 0.04,
@@ -61,20 +67,20 @@ BEFORE = {
 
 @pytest.fixture(scope="session")
 def trained(run_module: RunModule, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Results by shape, and what is said of each; the shape `small` was measured before."""
+    """The record, what was printed and the report; the shape `small` was measured before."""
     folder = tmp_path_factory.mktemp("speed")
     known = json.dumps({"results": {"small": BEFORE}})
     (folder / "train_speed-tiny.json").write_text(known, encoding="utf-8")
     content = record(run_module, "train_speed", folder)
-    return content["results"] | {"says": [one["says"] for one in content["sections"]]}
+    page = folder / "report.html"
+    run_module("benchmarks.report", "--results", str(folder), "--report", str(page))
+    return content | {"page": page.read_text(encoding="utf-8")}
 
 
 @pytest.fixture(scope="session")
 def decoded(run_module: RunModule, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    found: dict[str, Any] = record(run_module, "decode_speed", tmp_path_factory.mktemp("decode"))[
-        "results"
-    ]
-    return found
+    content = record(run_module, "decode_speed", tmp_path_factory.mktemp("decode"))
+    return content["results"] | {"table": content["sections"][0]["table"]}
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +92,7 @@ def cached(run_module: RunModule, tmp_path_factory: pytest.TempPathFactory) -> d
 def test_every_side_trains_in_at_least_five_rounds(trained: dict[str, Any]) -> None:
     formats = {f"gated, cached {name}" for name in ("fp32", "fp16", "bf16", "int8", "q3")}
     others = {"host", "gated, on the fly", "deeper host", "straightforward"}
-    tiny = trained["tiny"]
+    tiny = trained["results"]["tiny"]
     assert formats | others < tiny["seconds"].keys()
     assert all(len(seconds) >= 5 for seconds in tiny["seconds"].values())
     assert all(mib > 0 for mib in tiny["mib"].values())
@@ -95,7 +101,7 @@ def test_every_side_trains_in_at_least_five_rounds(trained: dict[str, Any]) -> N
 def test_a_cache_saves_the_encoders_flops_and_drop_net_those_of_branches(
     trained: dict[str, Any],
 ) -> None:
-    flops = trained["tiny"]["flops"]
+    flops = trained["results"]["tiny"]["flops"]
     assert flops["host"] < flops["gated, cached bf16"] < flops["gated, on the fly"]
     assert flops["gated, cached bf16"] == flops["gated, cached q3"]
     assert flops["bert-fused, cached bf16"] < flops["gated, cached bf16"]
@@ -105,17 +111,26 @@ def test_a_cache_saves_the_encoders_flops_and_drop_net_those_of_branches(
 def test_the_straightforward_model_has_the_parameters_of_the_fused_one(
     trained: dict[str, Any],
 ) -> None:
-    parameters = trained["tiny"]["parameters"]
+    parameters = trained["results"]["tiny"]["parameters"]
     assert parameters["straightforward"] == parameters["bert-fused, on the fly"]
     assert parameters["host"] < parameters["straightforward"]
 
 
-def test_a_shape_that_was_measured_before_stays_in_the_record(trained: dict[str, Any]) -> None:
-    assert trained["small"] == BEFORE
-    assert [line.split(";")[0] for line in trained["says"] if ";" in line] == [
-        "Shape small",
-        "Shape tiny",
-    ]
+def test_a_shape_that_was_measured_before_keeps_its_command_commit_and_hardware(
+    trained: dict[str, Any],
+) -> None:
+    assert trained["results"]["small"] == BEFORE
+    this = trained["results"]["tiny"]["origin"]
+    assert this["command"] == trained["command"]
+    sections = trained["sections"]
+    assert [one["says"].split(";")[0] for one in sections[::2]] == ["Shape small", "Shape tiny"]
+    assert [{key: one[key] for key in this} for one in sections] == [EARLIER, EARLIER, this, this]
+    told = "commit abc1234; 96 cores of another machine"
+    for text in (trained["printed"], trained["page"]):
+        earlier, later = text.split("Shape small", 1)[1].split("Shape tiny; ")
+        for part, of in ((earlier, EARLIER), (later, this)):
+            assert of["command"] in part and f"commit {of['hardware']['commit']}" in part
+        assert told in earlier and told not in later
 
 
 def test_host_and_fused_decode_greedily_and_with_beams(decoded: dict[str, Any]) -> None:
@@ -124,6 +139,20 @@ def test_host_and_fused_decode_greedily_and_with_beams(decoded: dict[str, Any]) 
     for found in decoded["seconds"].values():
         assert list(found) == sides
         assert all(len(seconds) == 5 for seconds in found.values())
+
+
+def test_fused_is_set_against_the_host_and_against_the_host_in_the_same_code(
+    decoded: dict[str, Any],
+) -> None:
+    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in decoded["table"].splitlines()]
+    assert lines[0][3:] == ["of the host", "of the host through fusion"]
+    rows = {(search, side): ratios for side, search, _, *ratios in lines[2:]}
+    for search, seconds in decoded["seconds"].items():
+        for place, base in enumerate(("host", "host through fusion")):
+            pairs = zip(seconds["fused"], seconds[base], strict=True)
+            middle = statistics.median(fused / host for fused, host in pairs)
+            assert rows[search, "fused"][place].startswith(f"{middle:.3g} (")
+            assert rows[search, base][place] == "1 (1 to 1)"
 
 
 def test_formats_are_measured_against_the_encoders_own_states(cached: dict[str, Any]) -> None:
