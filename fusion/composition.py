@@ -208,6 +208,7 @@ def _build(recipe: Recipe, host_config: PretrainedConfig) -> tuple[FusedModel, l
         _, model_family = family_of(host_config)
     except SiteError as error:
         raise RecipeError(f"host: {error}") from None
+    _check_module_names(recipe)
     specs = {name: _encoder_spec(name, spec) for name, spec in recipe.encoders.items()}
     glue = [
         {
@@ -237,6 +238,23 @@ def _build(recipe: Recipe, host_config: PretrainedConfig) -> tuple[FusedModel, l
     freeze_never_trained(recipe, model)
     _check_limits(recipe, model)
     return model, parts_of_recipe(recipe, model)
+
+
+def _check_module_names(recipe: Recipe) -> None:
+    """torch keeps parts by name in modules that have attributes of their own."""
+    taken = set(dir(nn.ModuleDict()))
+    wrong = [
+        f'encoders.{name}: "{name}" cannot name an encoder; for example: bert'
+        for name in recipe.encoders
+        if name in taken
+    ]
+    wrong += [
+        f'glue[{place}].name: "{spec.key}" cannot name glue; for example: gated_2'
+        for place, spec in enumerate(recipe.glue)
+        if spec.key in taken
+    ]
+    if wrong:
+        raise RecipeError("\n".join(wrong))
 
 
 def _default_sites(spec: GlueSpec, family: Family) -> list[str]:

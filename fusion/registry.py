@@ -41,10 +41,13 @@ class Registry(Generic[T]):
     Args:
         kind: what the names stand for, as it is written in recipes and messages
         builtin: name -> "module:attribute", imported on first use
+        base: "module:attribute" of the class that a plugin's thing is of, or derives from; "": it
+            need only be callable
     """
 
     kind: str
     builtin: dict[str, str]
+    base: str = ""
     _loaded: dict[str, T] = field(default_factory=dict)
     _origin: dict[str, str] = field(default_factory=dict)
 
@@ -61,15 +64,27 @@ class Registry(Generic[T]):
     def _plugins(self) -> dict[str, EntryPoint]:
         found: dict[str, EntryPoint] = {}
         for point in _entry_points(self.group, tuple(sys.path)):
-            other = found.get(point.name)
-            if point.name in self.builtin or (other is not None and other.value != point.value):
-                owner = other.value if other is not None else "fusion"
-                raise RegistryError(
-                    f'{self.kind}: the name "{point.name}" of plugin {point.value}'
-                    f"{_distribution(point)} is taken by {owner}"
-                )
-            found[point.name] = point
+            found.setdefault(point.name, point)
         return found
+
+    def _two_owners(self) -> dict[str, tuple[EntryPoint, str]]:
+        """Names that a plugin has of fusion or of another plugin, and what to say of them."""
+        found = {}
+        plugins = self._plugins()
+        for point in _entry_points(self.group, tuple(sys.path)):
+            owner = "fusion" if point.name in self.builtin else plugins[point.name].value
+            if owner != point.value:
+                found[point.name] = (
+                    point,
+                    f'{self.kind}: the name "{point.name}" of plugin {point.value}'
+                    f"{_distribution(point)} is taken by {owner}",
+                )
+        return found
+
+    def _has_one_owner(self, name: str) -> None:
+        """Only who uses a name that two have is stopped."""
+        if (clash := self._two_owners().get(name)) is not None:
+            raise RegistryError(clash[1])
 
     def names(self) -> list[str]:
         """Every known name, sorted; imports nothing."""
@@ -79,27 +94,38 @@ class Registry(Generic[T]):
         """The thing behind a name.
 
         Raises:
-            RegistryError: the name is unknown, or the plugin that brings it fails to import.
+            RegistryError: the name is unknown, or two have it; the plugin that brings it fails to
+                import, or brings something else.
         """
+        self._has_one_owner(name)
         if name in self._loaded:
             return self._loaded[name]
         if name in self.builtin:
-            module, _, attribute = self.builtin[name].partition(":")
-            self._loaded[name] = getattr(importlib.import_module(module), attribute)
+            self._loaded[name] = _attribute(self.builtin[name])
             return self._loaded[name]
         plugins = self._plugins()
         if name not in plugins:
             raise RegistryError(f'no {self.one} "{name}"{nearest(name, self.names())}')
         point = plugins[name]
+        where = f'{self.one} "{name}": plugin {point.value}{_distribution(point)}'
         try:
             thing: T = point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RegistryError(
-                f'{self.one} "{name}": plugin {point.value}'
-                f"{_distribution(point)} failed to import: {type(error).__name__}: {error}"
+                f"{where} failed to import: {type(error).__name__}: {error}"
             ) from error
+        if (wrong := self._wrong(thing)) is not None:
+            raise RegistryError(f"{where} is {thing!r}, and {wrong}")
         self._loaded.setdefault(name, thing)
         return self._loaded[name]
+
+    def _wrong(self, thing: Any) -> str | None:
+        """Why a thing is none of this kind; None: it is one."""
+        if not self.base:
+            return None if callable(thing) else "cannot be called"
+        base = _attribute(self.base)
+        derived = isinstance(thing, type) and issubclass(thing, base)
+        return None if derived or isinstance(thing, base) else f"no {base.__name__}"
 
     def register(self, name: str) -> Callable[[C], C]:
         """Decorator that gives a class or function a name in recipes.
@@ -125,7 +151,12 @@ class Registry(Generic[T]):
         return taken == origin or (not ours and _root(taken) == _root(origin))
 
     def target(self, name: str) -> str | None:
-        """Where a name is defined, as "module:attribute"; None when unknown. Imports nothing."""
+        """Where a name is defined, as "module:attribute"; None when unknown. Imports nothing.
+
+        Raises:
+            RegistryError: two have it.
+        """
+        self._has_one_owner(name)
         if name in self.builtin:
             return self.builtin[name]
         if name in self._origin:
@@ -135,8 +166,11 @@ class Registry(Generic[T]):
 
     def listing(self) -> list[Listing]:
         """Every name with its origin; plugins are imported so that a broken one shows."""
+        clashes = self._two_owners()
         rows = [Listing(self.kind, name, "built in") for name in sorted(self.builtin)]
-        for name, point in sorted(self._plugins().items()):
+        for name, point in sorted(
+            self._plugins().items() | {(n, p) for n, (p, _) in clashes.items()}
+        ):
             error = None
             try:
                 self.get(name)
@@ -150,6 +184,11 @@ class Registry(Generic[T]):
             if name not in listed
         ]
         return rows
+
+
+def _attribute(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _root(target: str) -> str:
@@ -187,6 +226,7 @@ HOSTS: Registry[Any] = Registry(
         )
     }
     | {"fusion_transformer": "fusion.hosts.transformer:TRANSFORMER"},
+    base="fusion.hosts.family:Family",
 )
 ENCODERS: Registry[Any] = Registry("encoders", {"auto": "fusion.encoders.auto:build_auto_encoder"})
 GLUE: Registry[Any] = Registry(
@@ -205,6 +245,7 @@ GLUE: Registry[Any] = Registry(
         "soft-prefix": "fusion.glue.soft_prefix:SoftPrefix",
         "stacked": "fusion.glue.stacked:Stacked",
     },
+    base="fusion.glue.base:Glue",
 )
 SOURCES: Registry[Any] = Registry(
     "sources",

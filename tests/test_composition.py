@@ -221,6 +221,17 @@ def test_a_dtype_that_would_lose_precision_is_refused(
         compose(make_recipe(host_settings={"source": str(host)}))
 
 
+@pytest.mark.parametrize("name", ["keys", "training", "pop"])
+def test_a_name_that_torch_has_taken_is_refused(make_recipe: RecipeMaker, name: str) -> None:
+    recipe = make_recipe()
+    glue = recipe.glue[0].model_copy(update={"name": name})
+    with pytest.raises(RecipeError, match=rf'glue\[0\]\.name: "{name}" cannot name glue'):
+        compose(recipe.model_copy(update={"glue": [glue]}))
+    encoders = {name: recipe.encoders["bert"]}
+    with pytest.raises(RecipeError, match=f'encoders.{name}: "{name}" cannot name an encoder'):
+        compose(recipe.model_copy(update={"encoders": encoders, "glue": []}))
+
+
 def test_an_unknown_generation_setting_is_refused_with_the_nearest(
     make_recipe: RecipeMaker,
 ) -> None:

@@ -45,7 +45,9 @@ def python(folder: Path, program: str) -> list[str]:
 
 
 WORKING = """
-class Mine:
+from fusion.glue.base import Glue
+
+class Mine(Glue):
     def __init__(self, place, *, colour="red", size=1):
         pass
 """
@@ -204,6 +206,7 @@ def test_a_recipe_knows_the_options_of_a_plugin_s_glue(tmp_path: Path) -> None:
         ("import no_such_dependency", "ModuleNotFoundError: No module named 'no_such_dependency'"),
         ("x = 1 / 0", "ZeroDivisionError: division by zero"),
         ("", "AttributeError: module 'mine' has no attribute 'Mine'"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
     ],
 )
 def test_a_plugin_that_fails_to_import_is_reported_by_name_and_cause_and_harms_no_other(
@@ -225,19 +228,24 @@ def test_a_plugin_that_fails_to_import_is_reported_by_name_and_cause_and_harms_n
     assert python(tmp_path, program) == [message, message, "Mine"]
 
 
-def test_a_plugin_that_takes_a_built_in_name_is_an_error(tmp_path: Path) -> None:
+def test_a_name_that_a_plugin_takes_of_fusion_stops_who_uses_it_and_no_other(
+    tmp_path: Path,
+) -> None:
     install(tmp_path, "a-plugin", {"mine": WORKING}, "[fusion.glue]\ngated = mine:Mine\n")
     program = """
         from fusion.errors import RegistryError
         from fusion.registry import GLUE
-        try:
-            GLUE.names()
-        except RegistryError as error:
-            print(error)
+        for use in (GLUE.get, GLUE.target):
+            try:
+                use("gated")
+            except RegistryError as error:
+                print(error)
+        print([row.error for row in GLUE.listing() if row.name == "gated"])
+        print(GLUE.names(), GLUE.get("stacked").__name__)
     """
-    assert python(tmp_path, program) == [
-        'glue: the name "gated" of plugin mine:Mine (a-plugin 1.2) is taken by fusion'
-    ]
+    said = 'glue: the name "gated" of plugin mine:Mine (a-plugin 1.2) is taken by fusion'
+    rows = [None, said]
+    assert python(tmp_path, program) == [said, said, str(rows), f"{GLUE.names()} Stacked"]
 
 
 def test_two_plugins_of_one_name_are_an_error_and_one_found_twice_is_not(tmp_path: Path) -> None:
@@ -253,7 +261,7 @@ def test_two_plugins_of_one_name_are_an_error_and_one_found_twice_is_not(tmp_pat
         print(GLUE.names())
         sys.path.append({str(tmp_path / "other")!r})
         try:
-            GLUE.names()
+            GLUE.get("mine")
         except RegistryError as error:
             print(error)
     """
@@ -269,9 +277,10 @@ def test_two_plugins_of_one_name_are_an_error_and_one_found_twice_is_not(tmp_pat
 def test_a_decorated_name_that_an_installed_plugin_has_is_an_error(tmp_path: Path) -> None:
     decorated = """
         from fusion import register_glue
+        from fusion.glue.base import Glue
 
         @register_glue("mine")
-        class Mine:
+        class Mine(Glue):
             pass
     """
     install(tmp_path, "a-plugin", {"mine": decorated}, "[fusion.glue]\nmine = mine:Mine\n")
@@ -290,3 +299,29 @@ def test_a_decorated_name_that_an_installed_plugin_has_is_an_error(tmp_path: Pat
         "Mine",
         'glue: "mine" is already registered by mine:Mine',
     ]
+
+
+@pytest.mark.parametrize(
+    ("group", "thing", "said"),
+    [
+        ("glue", "3", "is 3, and no Glue"),
+        ("glue", "dict", "is <class 'dict'>, and no Glue"),
+        ("hosts", "dict", "is <class 'dict'>, and no Family"),
+        ("encoders", "3", "is 3, and cannot be called"),
+    ],
+)
+def test_a_plugin_that_brings_something_else_is_an_error_and_in_the_list(
+    group: str, thing: str, said: str, tmp_path: Path
+) -> None:
+    install(tmp_path, "a-plugin", {"mine": f"it = {thing}"}, f"[fusion.{group}]\nmine = mine:it\n")
+    program = f"""
+        from fusion.errors import RegistryError
+        from fusion.registry import {group.upper()} as registry
+        try:
+            registry.get("mine")
+        except RegistryError as error:
+            print(error)
+        print([row.error for row in registry.listing() if row.name == "mine"][0])
+    """
+    message = f'{group.removesuffix("s")} "mine": plugin mine:it (a-plugin 1.2) {said}'
+    assert python(tmp_path, program) == [message, message]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fusion.encoders.auto import memory_config
+from fusion.errors import ShapeError
 from fusion.memory import Memory
 
 
@@ -85,6 +86,11 @@ class EncoderPart(nn.Module):
             attention_mask = torch.ones_like(input_ids)
         with torch.set_grad_enabled(torch.is_grad_enabled() and (self.glued or not self.freeze)):
             states = self._windows(input_ids, attention_mask)
+        if states.shape[-1] != self.width:
+            raise ShapeError(
+                f"encoder {self.config.model_type}: its memory is {states.shape[-1]} wide, and its "
+                f"config says hidden_size {self.width}; such an encoder needs a builder of its own"
+            )
         mask = attention_mask.bool()
         return Memory(states, None if bool(mask.all()) else mask)
 

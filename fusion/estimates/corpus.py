@@ -16,6 +16,7 @@ from fusion.errors import DataError, FusionError, nearest
 from fusion.recipe import CorpusSpec, Recipe
 
 SAMPLE = 2000  # pairs that are tokenised
+MOST_PAIRS = 10**12
 _COUNTED = 1_000_000  # lines among which repeated sentences are looked for
 
 
@@ -25,14 +26,14 @@ class Corpus:
 
     Attributes:
         words: per sentence, between spaces: of source and target
-        distinct: share of source sentences that differ from all others
+        distinct: share of source sentences that differ from all others; None: nobody counted
         sample: some pairs; none where the text cannot be read
     """
 
     name: str
     pairs: int
     words: tuple[float, float]
-    distinct: float = 1.0
+    distinct: float | None = None
     sample: tuple[tuple[str, str], ...] = ()
 
 
@@ -40,13 +41,13 @@ class Corpus:
 KNOWN: dict[str, Corpus] = {
     one.name: one
     for one in (
-        Corpus("multi30k", 29_000, (11.9, 11.1)),
+        Corpus("multi30k", 29_000, (11.9, 11.1), 28_991 / 29_000),
         Corpus("iwslt14", 160_239, (17.5, 16.5)),
         Corpus("wmt14", 4_500_966, (22.5, 21.0)),
     )
 }
 _USUAL = (22.0, 21.0)  # words of a sentence of web and news text
-_NUMBER = re.compile(r"([\d.]+(?:e\d+)?)([kmb]?)", re.IGNORECASE)
+_NUMBER = re.compile(r"(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(e\d{1,2})?([kmb]?)", re.IGNORECASE)
 _TIMES = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}
 
 
@@ -65,14 +66,17 @@ def corpus(size: str, own: Corpus | None) -> Corpus:
         return own
     if key in KNOWN:
         return KNOWN[key]
-    match = _NUMBER.fullmatch(key.replace(",", ""))
-    if match is None:
+    match = _NUMBER.fullmatch(key)
+    pairs = 0
+    if match is not None:
+        whole, part, power, times = (found or "" for found in match.groups())
+        pairs = round(float(whole.replace(",", "") + part + power) * _TIMES[times])
+    if not 1 <= pairs <= MOST_PAIRS:
         known = ["recipe", *KNOWN]
         raise FusionError(
             f'--data: no corpus "{size}"{nearest(key, known)}; a name ({", ".join(known)}) or a '
             "number of pairs such as 29k, 4.5M or 100M"
         )
-    pairs = round(float(match[1]) * _TIMES[match[2].lower()])
     if own is None:
         return Corpus(f"{pairs:,} pairs", pairs, _USUAL)
     return Corpus(f"{pairs:,} pairs like {own.name}", pairs, own.words, own.distinct)

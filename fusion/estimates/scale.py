@@ -65,6 +65,7 @@ class Scale:
         recipe_step: which of them is the recipe's
         updates: of the whole run, at most: early stopping may end it before
         per_update: batches of an update
+        cached: share of the memory that memory_cache.max_bytes has room for
         checkpoints: bytes of a saved model, of one saved in full, and of a training checkpoint
     """
 
@@ -79,18 +80,23 @@ class Scale:
     updates: int
     checkpoints: dict[str, int]
     per_update: int = 1
+    cached: float = 1.0
     notes: list[str] = field(default_factory=list)
 
     @property
     def encode_seconds(self) -> float:
         """To fill the caches; 0 where the recipe has none."""
         wanted = self.recipe_step == CACHED
-        return sum(cache.seconds for cache in self.caches.values()) if wanted else 0.0
+        seconds = sum(cache.seconds for cache in self.caches.values())
+        return seconds * self.cached if wanted else 0.0
 
     @property
     def training_seconds(self) -> float:
         """All updates, without decoding the dev set."""
-        return self.updates * self.per_update * self.steps[self.recipe_step].seconds
+        step = self.steps[self.recipe_step].seconds
+        if self.recipe_step == CACHED:
+            step = self.cached * step + (1 - self.cached) * self.steps[ON_THE_FLY].seconds
+        return self.updates * self.per_update * step
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values."""
@@ -104,6 +110,7 @@ class Scale:
             "caches": {name: vars(cache) for name, cache in self.caches.items()},
             "steps": {name: vars(step) for name, step in self.steps.items()},
             "recipe_step": self.recipe_step,
+            "cached": self.cached,
             "batches_per_pass": self.batches_per_pass,
             "updates": self.updates,
             "encode_seconds": self.encode_seconds,
@@ -134,12 +141,21 @@ def scale_of(recipe: Recipe, model: FusedModel, size: str, where: Hardware | Non
         notes.append(f"{where.name} has no bf16; train.fp16=true in place of train.bf16 runs there")
     steps = _steps(recipe, model, batch, how, where)
     recipe_step = CACHED if how.cached else ON_THE_FLY if model.encoder_parts else HOST
+    caches = _caches(recipe, model, text, tokens, where)
+    cached = _share(recipe, caches)
+    if cached < 1:
+        notes.append(
+            f"memory_cache.max_bytes holds {cached:.1%} of the memory; the rest is computed in "
+            "every step, and training is counted so"
+        )
+    if caches and text.distinct is None:
+        notes.append(f"{text.name}: nobody counted its repeated sentences; each takes room here")
     return Scale(
         corpus=text,
         lengths=tokens,
         hardware=where,
         batch=batch,
-        caches=_caches(recipe, model, text, tokens, where),
+        caches=caches,
         steps=steps,
         recipe_step=recipe_step,
         batches_per_pass=per_pass,
@@ -147,7 +163,16 @@ def scale_of(recipe: Recipe, model: FusedModel, size: str, where: Hardware | Non
         checkpoints=checkpoint_bytes(model, state_bytes(recipe)),
         notes=notes + tokens.notes,
         per_update=accumulation(recipe),
+        cached=cached,
     )
+
+
+def _share(recipe: Recipe, caches: dict[str, CacheEstimate]) -> float:
+    """Of the caches' bytes, what their limit has room for."""
+    spec = recipe.memory_cache
+    if spec is None or spec.max_bytes is None or not caches:
+        return 1.0
+    return min(1.0, int(spec.max_bytes) / sum(one.bytes[spec.format] for one in caches.values()))
 
 
 def updates(recipe: Recipe, batches_per_pass: int) -> int:
@@ -210,7 +235,7 @@ def _caches(
 ) -> dict[str, CacheEstimate]:
     spec = recipe.memory_cache
     format = spec.format if spec is not None else "fp32"
-    sentences = round(text.pairs * text.distinct)
+    sentences = round(text.pairs * (1 if text.distinct is None else text.distinct))
     found = {}
     for name in sorted(cacheable(model)):
         part = model.encoder_parts[name]

@@ -106,8 +106,9 @@ def scale_notes(scale: Scale) -> Iterator[str]:
     """What the figures are of."""
     text, tokens = scale.corpus, scale.lengths
     encoders = "".join(f", {name} {count:.1f}" for name, count in tokens.encoders.items())
+    distinct = "" if text.distinct is None else f", {text.distinct:.1%} of the sources distinct"
     yield (
-        f"{text.name}: {text.pairs:,} pairs, {text.distinct:.1%} of the sources distinct; tokens: "
+        f"{text.name}: {text.pairs:,} pairs{distinct}; tokens: "
         f"source {tokens.source:.1f}, target {tokens.target:.1f}{encoders}"
     )
     yield f"hardware: {scale.hardware.name}; * is the recipe; dev decoding is not counted"

@@ -22,21 +22,30 @@ def select_sites(patterns: list[str], sites: list[str]) -> list[str]:
     `{3..11}` or `{3..11..4}` for a range of layers with both ends, in steps.
 
     Raises:
-        SiteError: a pattern matches none (lists the host's sites), or only sites that patterns
-            before it have named already.
+        SiteError: a pattern, or a layer in one of its sets or ranges, matches none (lists the
+            host's sites), or only sites that patterns before it have named already.
     """
     chosen: dict[str, str] = {}
     for text in patterns:
-        wanted = [_component_tests(p, sites) for p in _alternatives(text)]
-        hits = [site for site in sites if any(_matches(tests, site) for tests in wanted)]
+        found = {one: _named(one, sites) for one in _alternatives(text)}
+        hits = [site for site in sites if any(site in named for named in found.values())]
         if not hits:
             raise SiteError(f'no site "{text}"{_what_there_is(text, sites)}')
+        for one, named in found.items():
+            if not named and _named(_starred(one), sites):  # the kind is there, the layer is not
+                raise SiteError(f'no site "{one}" of "{text}"{_what_there_is(one, sites)}')
         if all(site in chosen for site in hits):
             before = ", ".join(dict.fromkeys(f'"{chosen[site]}"' for site in hits))
             raise SiteError(f'sites: "{text}" names nothing new; {before} has all of it')
         for site in hits:
             chosen.setdefault(site, text)
     return [site for site in sites if site in chosen]
+
+
+def _named(text: str, sites: list[str]) -> set[str]:
+    """The sites that a pattern without alternatives names."""
+    tests = _component_tests(text, sites)
+    return {site for site in sites if _matches(tests, site)}
 
 
 def _what_there_is(text: str, sites: list[str]) -> str:

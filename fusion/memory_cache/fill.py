@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusion.encoders.part import EncoderPart
-from fusion.errors import TrainingError
+from fusion.errors import FusionError, NoRoomError, TrainingError
 from fusion.memory_cache.formats import FORMATS
 from fusion.memory_cache.listing import bad_blocks, caches, drop, shown_bytes
 from fusion.memory_cache.reader import Layout
@@ -136,8 +136,10 @@ def fill(cache: Cache, filler: Filler, work: Work) -> None:
     Another process may fill the same cache at the same time: each begins somewhere else and skips
     what the other has written.
 
+    Where the disk has no room, or may only be read, what is missing stays missing.
+
     Raises:
-        FusionError: the cache cannot be written.
+        FusionError: the cache's directory cannot be made.
     """
     state = PartialState()
     cache.open()
@@ -166,10 +168,12 @@ def _drop_bad(cache: Cache, work: Work, state: Any) -> None:
         if path.name not in cache.blocks or _is_needed(cache.blocks[path.name], work)
     ]
     bad = bad_blocks(needed[state.process_index :: state.num_processes])
-    for path in bad:
-        path.unlink(missing_ok=True)
+    if cache.writable:
+        for path in bad:
+            path.unlink(missing_ok=True)
     for path, why in gather_object(list(bad.items())):
         work.say(f"{path}: {why}; dropped, to be computed again")
+        cache.bad |= set() if cache.writable else {path.name}
 
 
 def _is_needed(block: Block, work: Work) -> bool:
@@ -188,6 +192,9 @@ def _choose(cache: Cache, token_bytes: int, work: Work) -> NDArray[np.int64]:
         f"{len(sentences):,} different sentences, {len(sentences) - len(missing):,} are in "
         f"{cache.directory}; the other {len(missing):,} take {shown_bytes(needed)}"
     )
+    if needed and not cache.writable:
+        work.say(f"{cache.directory}: may only be read; what it lacks is computed on the fly")
+        return missing[:0]
     return missing[costs <= _make_room(cache, needed, work)]
 
 
@@ -202,7 +209,11 @@ def _make_room(cache: Cache, needed: int, work: Work) -> int:
         if room >= needed:
             break
         if one.name not in work.in_use:
-            drop(one)
+            try:
+                drop(one)
+            except FusionError as error:  # another run writes to it, or it is another user's
+                work.say(str(error))
+                continue
             room += one.bytes
             work.say(
                 f"dropped {one.directory}, {shown_bytes(one.bytes)}, used least recently, "
@@ -235,7 +246,11 @@ def _compute(cache: Cache, filler: Filler, work: Work, blocks: list[NDArray[np.i
         left = np.array([digest not in elsewhere for digest in digests.tolist()])
         if left.any():
             tokens = work.sentences.tokens[block[left]].astype(np.uint32)
-            cache.write(digests[left], tokens, filler(work.sentences.ids(block[left])))
+            try:
+                cache.write(digests[left], tokens, filler(work.sentences.ids(block[left])))
+            except NoRoomError as error:
+                work.say(f"{error}; what is not there is computed on the fly")
+                return
         if time.monotonic() - said > SAY_EVERY:
             said = time.monotonic()
             work.say(f"{number + 1} of {len(blocks)} blocks")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 
 from fusion.errors import FusionError
 from fusion.memory_cache.store import (
+    ABOUT,
+    ATTEMPTS,
     BadBlock,
     block_names,
     check_block,
@@ -52,22 +54,46 @@ class Listing:
         return content | {"used": self.used, "about": self.about, "key": self.key}
 
 
+_NAME = re.compile(r"[0-9a-f]{32}")  # of a cache's directory
+_OWN = re.compile(r"cache\.json|[0-9a-f]{32}\.block|\..*\.tmp")  # files in it
+
+
 def caches(root: Path) -> list[Listing]:
-    """Every cache below a directory, least recently used first; other files are not looked at."""
+    """Every cache below a directory, least recently used first.
+
+    A folder that another program made, or that holds anything else, is none. One whose description
+    is damaged or gone is one all the same.
+    """
     found = []
-    for path in root.glob("*/cache.json"):
+    for directory in root.iterdir() if root.is_dir() else ():
+        if not _NAME.fullmatch(directory.name) or not directory.is_dir() or _foreign(directory):
+            continue
+        blocks = tuple(directory / name for name in sorted(block_names(directory)))
+        path = directory / ABOUT
+        if not blocks and not path.is_file():
+            continue
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            about, key = dict(content["about"]), dict(content["key"])
-            used = path.stat().st_mtime
+            used = (path if path.is_file() else directory).stat().st_mtime
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, KeyError, TypeError):
-            about, key, used = {}, {}, 0.0
-        blocks = tuple(path.parent / name for name in sorted(block_names(path.parent)))
+        about, key = _description(path)
         size = sum(_size(block) for block in blocks)
-        found.append(Listing(path.parent, about, key, blocks, size, used))
+        found.append(Listing(directory, about, key, blocks, size, used))
     return sorted(found, key=lambda cache: (cache.used, cache.name))
+
+
+def _description(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return dict(content["about"]), dict(content["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, {}
+
+
+def _foreign(directory: Path) -> list[Path]:
+    """What in a directory is no file of a cache."""
+    entries = directory.iterdir() if directory.is_dir() else iter(())
+    return [path for path in entries if not _OWN.fullmatch(path.name) or not path.is_file()]
 
 
 def _size(path: Path) -> int:
@@ -78,14 +104,25 @@ def _size(path: Path) -> int:
 
 
 def drop(cache: Listing) -> None:
-    """Remove a cache. A run that reads it has it mapped, and keeps what it mapped.
+    """Remove a cache's own files. A run that reads it has it mapped, and keeps what it mapped.
 
     Raises:
         FusionError: it is still there.
     """
-    shutil.rmtree(cache.directory, ignore_errors=True)
-    if cache.directory.exists():
-        raise FusionError(f"{cache.directory}: cannot be removed; whose is it?")
+    reason = ""
+    for _ in range(ATTEMPTS):  # another process may be writing to it
+        try:
+            files = [path for path in cache.directory.iterdir() if _OWN.fullmatch(path.name)]
+            for path in sorted(files, key=lambda path: path.name == ABOUT):
+                path.unlink(missing_ok=True)
+            cache.directory.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            reason = str(error.strerror)
+        else:
+            return
+    raise FusionError(f"{cache.directory}: cannot be removed: {reason}; whose is it?")
 
 
 def prune(root: Path, max_bytes: int | None, unused_since: float | None) -> list[Listing]:

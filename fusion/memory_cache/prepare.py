@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -26,6 +28,7 @@ from fusion.recipe import MemoryCacheSpec, Recipe
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 LAYOUT = 1  # of keys and formats; another number never reads what this one wrote
+MOST_BLOCKS = 16384  # a process may map 65,530 files
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}  # on a CPU, what stays in its caches
 
 
@@ -118,6 +121,8 @@ def why_off(part: EncoderPart) -> str | None:
         return "glue inside the encoder is trained, so its memory changes with every update"
     if part.dropout:
         return "the encoder's dropout is on (encoder_dropout: true), so no two memories are equal"
+    if (unknown := _without_a_file(part)) is not None:
+        return f"the code of {unknown} is in no file, so a change of it could not be seen"
     return None
 
 
@@ -145,6 +150,7 @@ def _cache(job: _Job, name: str, source: str) -> Cache:
         "layout": LAYOUT,
         "weights": weights_digest(job.composition, name),
         "config": _config_digest(part),
+        **({"code": code} if (code := _code_digest(part)) else {}),
         "layer": part.layer,
         "limit": part.limit,
         "overflow": text.overflow,
@@ -183,6 +189,33 @@ def _config_digest(part: EncoderPart) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+LIBRARIES = ("torch", "transformers", "sentence_transformers", "fusion")
+
+
+def _own_classes(part: EncoderPart) -> set[type]:
+    """Classes of an encoder's modules that no library brings: a builder's, or a checkpoint's."""
+    classes = {type(module) for module in part.model.modules()}
+    return {one for one in classes if one.__module__.split(".")[0] not in LIBRARIES}
+
+
+def _without_a_file(part: EncoderPart) -> str | None:
+    for one in _own_classes(part):
+        file = getattr(sys.modules.get(one.__module__), "__file__", None)
+        if file is None or not Path(file).is_file():
+            return f"{one.__module__}.{one.__qualname__}"
+    return None
+
+
+def _code_digest(part: EncoderPart) -> dict[str, str]:
+    """sha256 of the files with the encoder's own classes, by module; what they import is not in."""
+    names = {one.__module__ for one in _own_classes(part)}
+    files = {name: str(sys.modules[name].__file__) for name in names}
+    return {
+        name: hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        for name, file in sorted(files.items())
+    }
+
+
 def _layers(part: EncoderPart) -> int | None:
     return part.layers if part.stacked else None
 
@@ -205,9 +238,10 @@ def _fill_one(
     part.to(device)
     sentences = Sentences(job.train.select_columns([f"{name}_input_ids"]))
     label = f"{job.recipe_name}: memory cache of {name}"
+    whole = int(sentences.tokens.sum()) * layout.token_bytes
     work = Work(
         sentences=sentences,
-        block_bytes=int(job.spec.block_bytes),
+        block_bytes=max(int(job.spec.block_bytes), whole // MOST_BLOCKS),
         max_bytes=None if job.spec.max_bytes is None else int(job.spec.max_bytes),
         in_use=in_use,
         say=partial(_labelled, job.say, label),
@@ -220,7 +254,7 @@ def _fill_one(
         directory=str(cache.directory),
         sentences=len(sentences),
         share=float(reader.tokens[reader.cached].sum() / reader.tokens.sum()),
-        bytes=int(tokens[places.found].sum()) * layout.token_bytes,
+        bytes=int(tokens[np.unique(sentences.of_row[reader.cached])].sum()) * layout.token_bytes,
         seconds=round(time.monotonic() - began, 2),
     )
     job.say(f"{label}: {_in_words(report)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fusion.errors import FusionError
 from fusion.memory_cache.formats import FORMATS
 from fusion.memory_cache.store import Places
 from fusion.processor import FusionProcessor
@@ -48,17 +51,25 @@ class MemoryReader:
         places: of every row's sentence
         tokens: of every row's sentence
 
-    The blocks are mapped at once, so that a cache that is dropped meanwhile can still be read.
+    The blocks are mapped at once, so that a cache that is dropped meanwhile can still be read. Rows
+    of a block that is gone by then are not cached.
+
+    Raises:
+        FusionError: the system maps no more files.
     """
 
     def __init__(self, places: Places, layout: Layout, tokens: NDArray[np.int64]) -> None:
         self.layout, self.tokens = layout, tokens
-        used, numbers = np.unique(places.block[places.found], return_inverse=True)
-        self.paths = [places.paths[block] for block in used]
-        self.block = places.block.copy()
-        self.block[places.found] = numbers
+        self.paths: list[Path] = []
         self.start = places.start
-        self._maps = [_map(path) for path in self.paths]
+        self._maps: list[NDArray[np.uint8]] = []
+        numbers = np.full(len(places.paths) + 1, -1, np.int32)  # the last: of what is in no block
+        for block in np.unique(places.block[places.found]):
+            with contextlib.suppress(FileNotFoundError):
+                self._maps.append(_map(places.paths[block]))
+                self.paths.append(places.paths[block])
+                numbers[block] = len(self.paths) - 1
+        self.block = numbers[places.block]
 
     def __getstate__(self) -> dict[str, Any]:
         """For workers that are not forked: they map the blocks themselves."""
@@ -66,7 +77,12 @@ class MemoryReader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._maps = [_map(path) for path in self.paths]
+        try:
+            self._maps = [_map(path) for path in self.paths]
+        except FileNotFoundError as error:
+            raise FusionError(
+                f"memory_cache.dir: {error.filename} was removed; run the same command again"
+            ) from None
 
     @property
     def cached(self) -> NDArray[np.bool_]:
@@ -91,8 +107,15 @@ class MemoryReader:
 
 def _map(path: Path) -> NDArray[np.uint8]:
     """A file's bytes; torch's map keeps no file open, so that there may be thousands of them."""
-    tensor = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-    return tensor.numpy()
+    size = path.stat().st_size
+    try:
+        return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+    except RuntimeError as error:
+        if not path.exists():
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(path)) from None
+        raise FusionError(
+            f"memory_cache: {path}: cannot be mapped: {error}; larger block_bytes need fewer maps"
+        ) from None
 
 
 class CachedBatches:

@@ -14,6 +14,7 @@ A block is, in this order, all little-endian:
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -28,14 +29,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.errors import FusionError
+from fusion.writing import room_for
 
+ABOUT = "cache.json"
 MAGIC = b"fusmem1\n"
 HEAD = struct.Struct("<8sQQQ")
 DIGEST = 16
 DIGEST_TYPE = np.dtype(f"S{DIGEST}")
 CHECKSUM = 32
 STALE_SECONDS = 3600.0  # a block takes seconds to write; an unfinished one this old was abandoned
-ATTEMPTS = 5  # to write a block while other processes remove the directory
+ATTEMPTS = 5  # to write a block while other processes remove the directory, or the other way
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 Digests = NDArray[np.bytes_]
 
@@ -157,12 +161,16 @@ class Cache:
     Attributes:
         key: everything that the states depend on, apart from the token ids
         about: for people: the encoder's source and such
+        writable: False: it lies where this process may only read
+        bad: names of damaged blocks that may not be removed, and are not read
     """
 
     root: Path
     key: dict[str, Any]
     about: dict[str, Any] = field(default_factory=dict)
     blocks: dict[str, Block] = field(default_factory=dict)
+    writable: bool = True
+    bad: set[str] = field(default_factory=set)
 
     @property
     def name(self) -> str:
@@ -179,21 +187,23 @@ class Cache:
         """Make the directory, mark it as used now, and read the blocks that are there.
 
         Raises:
-            FusionError: the directory cannot be written.
+            FusionError: the directory is not there and cannot be made.
         """
         try:
             self._claim()
             remove_abandoned(self.directory)
         except OSError as error:
-            raise FusionError(
-                f"memory_cache.dir: {self.root}: cannot be written: {error.strerror}"
-            ) from None
+            if error.errno not in READ_ONLY or not (self.directory / ABOUT).is_file():
+                raise FusionError(
+                    f"memory_cache.dir: {self.root}: cannot be written: {error.strerror}"
+                ) from None
+            self.writable = False
         self.refresh()
 
     def _claim(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        path = self.directory / "cache.json"
-        if path.is_file():
+        path = self.directory / ABOUT
+        if self._described(path):
             os.utime(path)
             return
         text = json.dumps({"about": self.about, "key": self.key}, indent=2, ensure_ascii=False)
@@ -201,13 +211,20 @@ class Cache:
         temporary.write_text(text + "\n", encoding="utf-8")
         temporary.rename(path)
 
+    def _described(self, path: Path) -> bool:
+        """Whether the description is there and undamaged."""
+        try:
+            return bool(json.loads(path.read_text(encoding="utf-8"))["key"] == self.key)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return False
+
     def refresh(self) -> list[Block]:
         """Read the blocks that have come since, and forget those that are gone or unreadable.
 
         Returns:
             those that have come
         """
-        names = set(block_names(self.directory))
+        names = set(block_names(self.directory)) - self.bad
         self.blocks = {name: block for name, block in self.blocks.items() if name in names}
         new = []
         for name in sorted(names - self.blocks.keys()):
@@ -244,6 +261,7 @@ class Cache:
         """Add a block; it is there as a whole or not at all.
 
         Raises:
+            NoRoomError: the disk is full.
             FusionError: it cannot be written.
         """
         index = digests.tobytes() + tokens.astype("<u4").tobytes()
@@ -253,11 +271,12 @@ class Cache:
         checksum.update(states)
         path = self.directory / f"{hashlib.sha256(index).hexdigest()[:32]}.block"
         try:
-            for _ in range(ATTEMPTS - 1):
-                # another process may drop the cache, before or between the steps of a write
-                with contextlib.suppress(FileNotFoundError):
-                    return self._put(path, [head, index, states, checksum.digest()])
-            self._put(path, [head, index, states, checksum.digest()])
+            with room_for(path):
+                for _ in range(ATTEMPTS - 1):
+                    # another process may drop the cache, before or between the steps of a write
+                    with contextlib.suppress(FileNotFoundError):
+                        return self._put(path, [head, index, states, checksum.digest()])
+                self._put(path, [head, index, states, checksum.digest()])
         except OSError as error:
             raise FusionError(
                 f"memory_cache.dir: {path}: cannot be written: {error.strerror}"
@@ -266,9 +285,13 @@ class Cache:
     def _put(self, path: Path, content: list[bytes]) -> None:
         self._claim()
         temporary = _aside(path)
-        with temporary.open("wb") as file:
-            file.writelines(content)
-        temporary.rename(path)
+        try:
+            with temporary.open("wb") as file:
+                file.writelines(content)
+            temporary.rename(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def _aside(path: Path) -> Path:
@@ -279,7 +302,8 @@ def block_names(directory: Path) -> Iterator[str]:
     """File names of the blocks in a directory, in no order."""
     try:
         with os.scandir(directory) as entries:
-            yield from (entry.name for entry in entries if entry.name.endswith(".block"))
+            names = (entry.name for entry in entries if entry.is_file())
+            yield from (name for name in names if name.endswith(".block"))
     except FileNotFoundError:
         return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fusion.errors import nearest
@@ -50,7 +51,9 @@ def unknown_names(recipe: Recipe) -> list[str]:
     problems += _glue_problems(recipe)
     problems += training_problems(recipe)
     known_arguments = [*TrainSpec.model_fields, *training_argument_names()]
-    for argument in recipe.train.arguments:
+    for argument, value in recipe.train.arguments.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            problems.append(f"train.{argument}: a finite number; found {value}")
         if argument not in known_arguments:
             problems.append(
                 f'train.{argument}: unknown key "{argument}"{nearest(argument, known_arguments)}'
@@ -77,7 +80,9 @@ def _glue_problems(recipe: Recipe) -> list[str]:
         seen[glue.key] = index
         if not glue.key.isidentifier():
             problems.append(f'{here}.name: "{glue.key}" is not a plain name such as bert_fused')
-        for name in glue.encoders:
+        for name in dict.fromkeys(glue.encoders):
+            if glue.encoders.count(name) > 1:
+                problems.append(f'{here}.encoder: "{name}" is named twice')
             if name not in recipe.encoders:
                 has = ", ".join(recipe.encoders) or "none"
                 problems.append(f'{here}.encoder: no encoder "{name}"; this recipe has: {has}')

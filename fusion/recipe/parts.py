@@ -12,7 +12,7 @@ from fusion.registry import HOSTS, TOOLKITS
 class Strict(BaseModel):
     """An unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SentencePieceSpec(Strict):
@@ -147,7 +147,7 @@ class GlueSpec(SourceSpec):
     `glue.NAME.`; of a bert-nmt file, sites and options are the file's unless said otherwise.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     method: str
     encoder: str | list[str] | None = Field(

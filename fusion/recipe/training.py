@@ -10,7 +10,7 @@ from pydantic import (
     ConfigDict,
     Field,
     TypeAdapter,
-    ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -21,7 +21,6 @@ from fusion.recipe.parts import Strict
 LENGTHS = ("max_steps", "num_train_epochs")
 Rate = Annotated[float, Field(ge=0)]
 SCHEDULES = Literal[
-    "ctnmt",
     "constant",
     "constant_with_warmup",
     "cosine",
@@ -38,7 +37,7 @@ class LearningRates(BaseModel):
     names such as `host.model.{side}.layers.{i}.fc1.{p*}`. The most specific one decides.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
     __pydantic_extra__: dict[str, Rate] = Field(init=False)
 
     host: Rate | None = None
@@ -54,7 +53,7 @@ class LearningRates(BaseModel):
 class ScheduleSpec(Strict):
     """A learning rate schedule of a part's own, counted from where the part is first trained."""
 
-    type: SCHEDULES = Field(
+    type: Literal["ctnmt", SCHEDULES] = Field(
         description="transformers' lr_scheduler_type, in place of the run's; or ctnmt, a factor on "
         "the run's"
     )
@@ -99,6 +98,12 @@ class PolicySpec(Strict):
     unfreeze: UnfreezeSpec | None = None
     schedule: ScheduleSpec | None = None
 
+    @model_validator(mode="after")
+    def _never_or_when(self) -> PolicySpec:
+        if self.freeze and any((self.after is not None, self.unfreeze, self.schedule)):
+            raise ValueError("freeze: true is never trained; after, unfreeze or schedule say when")
+        return self
+
 
 class StageSpec(Strict):
     """One stage of a run: what is trained, how long, how fast.
@@ -115,7 +120,7 @@ class StageSpec(Strict):
     passes: float | None = Field(default=None, gt=0, description="over the training text")
     learning_rate: Rate | None = None
     learning_rates: LearningRates | None = None
-    lr_scheduler_type: str | None = None
+    lr_scheduler_type: SCHEDULES | None = None
     warmup_steps: int | None = Field(default=None, ge=0)
     policies: dict[str, PolicySpec] = Field(
         default_factory=dict, description="of this stage only; updates count from its start"
@@ -127,6 +132,12 @@ class StageSpec(Strict):
             raise ValueError("say either updates or passes, one of the two")
         if self.train == []:
             raise ValueError("train: names nothing; for example: train: [glue]")
+        for name, policy in self.policies.items():
+            if self.updates is not None and (policy.after or 0) >= self.updates:
+                raise ValueError(
+                    f"policies.{name}.after: the stage has {self.updates} updates; "
+                    f"found {policy.after}"
+                )
         return self
 
     @property
@@ -145,7 +156,7 @@ class EarlyStopping(Strict):
 class TrainSpec(BaseModel):
     """transformers' own Seq2SeqTrainingArguments, by their names, and five settings of ours."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     learning_rates: LearningRates = LearningRates()
     policies: dict[str, PolicySpec] = Field(
@@ -168,15 +179,17 @@ class TrainSpec(BaseModel):
         return {k: v for k, v in given.items() if v is not None or k not in LENGTHS}
 
 
-def byte_size(text: str, where: str) -> int:
+def byte_size(text: Any, where: str) -> int:
     """`20GB`, `512 MiB` or a plain number in bytes.
 
     Raises:
         RecipeError: it is none of these.
     """
     try:
+        if isinstance(text, bool):
+            raise ValueError
         return int(TypeAdapter(ByteSize).validate_python(text))
-    except ValidationError:
+    except ValueError:
         raise RecipeError(f"{where}: a number of bytes, or such as 20GB; found {text!r}") from None
 
 
@@ -200,9 +213,11 @@ class MemoryCacheSpec(Strict):
 
     @field_validator("max_bytes", "block_bytes", mode="before")
     @classmethod
-    def _size(cls, value: Any) -> Any:
+    def _size(cls, value: Any, info: ValidationInfo) -> Any:
         """pydantic's own message does not say what a size looks like."""
         try:
-            return None if value is None else byte_size(value, "")
+            return (
+                None if value is None and info.field_name == "max_bytes" else byte_size(value, "")
+            )
         except RecipeError as error:
             raise ValueError(str(error).removeprefix(": ")) from None

@@ -52,6 +52,12 @@ def test_a_size_that_is_none_is_refused_with_the_nearest() -> None:
         corpus("recipe", None)
 
 
+@pytest.mark.parametrize("size", ["4.5.6", "1e400", "1e99", "0", "0.4", "4,5M", "-3", "nan", ""])
+def test_what_is_no_number_of_pairs_is_refused(size: str) -> None:
+    with pytest.raises(FusionError, match="or a number of pairs such as 29k"):
+        corpus(size, None)
+
+
 def test_a_number_of_pairs_is_like_the_recipes_own_text() -> None:
     own = Corpus("the recipe's text", 10, (5.0, 6.0), distinct=0.5)
     found = corpus("1M", own)

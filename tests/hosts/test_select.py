@@ -60,6 +60,20 @@ def test_a_pattern_that_matches_nothing_lists_the_hosts_sites(text: str) -> None
     assert listed == kinds
 
 
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("encoder.{0,7}.self_attention", "encoder.7.self_attention"),
+        ("decoder.{0..99}.cross_attention", "decoder.2.cross_attention"),
+        ("{encoder,decoder}.{0,1,5}.self_attention", "encoder.5.self_attention"),
+    ],
+)
+def test_every_layer_of_a_set_or_range_has_to_be_there(text: str, missing: str) -> None:
+    with pytest.raises(SiteError) as caught:
+        select_sites([text], SITES)
+    assert str(caught.value).startswith(f'no site "{missing}" of "{text}"')
+
+
 def test_the_nearest_pattern_is_named_and_layers_in_a_row_are_written_as_a_range() -> None:
     with pytest.raises(SiteError) as caught:
         select_sites(["decodr.3.cross_attention"], DEEP)
@@ -79,7 +93,7 @@ def test_the_nearest_pattern_is_named_and_layers_in_a_row_are_written_as_a_range
         ("decoder.{3,4,5}.cross_attention", [3, 4, 5]),
         ("decoder.{3..5}.cross_attention", [3, 4, 5]),
         ("decoder.{3..11..4}.cross_attention", [3, 7, 11]),
-        ("decoder.{0..3,10..20}.cross_attention", [0, 1, 2, 3, 10, 11]),
+        ("decoder.{0..3,10..11}.cross_attention", [0, 1, 2, 3, 10, 11]),
         ("decoder.-1.cross_attention", [11]),
         ("decoder.{-1,-12}.cross_attention", [0, 11]),
         ("{encoder,decoder}.-2.cross_attention", [10]),

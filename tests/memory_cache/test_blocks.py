@@ -109,12 +109,44 @@ def test_prune_removes_the_least_recently_used_until_the_rest_fits(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "notes.txt"]
 
 
-def test_a_damaged_description_is_listed_and_can_be_pruned(tmp_path: Path) -> None:
+def test_a_folder_that_another_program_made_is_no_cache_and_stays(tmp_path: Path) -> None:
+    app = tmp_path / "my-app"
+    like_a_cache = written(tmp_path, SENTENCES).directory
+    for folder in (app, like_a_cache):
+        (folder / "src").mkdir(parents=True)
+        (folder / "cache.json").write_text('{"v": 1}', encoding="utf-8")
+        (folder / "src" / "thesis.txt").write_text("of years", encoding="utf-8")
+    assert caches(tmp_path) == []
+    assert prune(tmp_path, 0, float("inf")) == []
+    assert (app / "src" / "thesis.txt").is_file() and (like_a_cache / "src").is_dir()
+
+
+@pytest.mark.parametrize("damage", ["[", "", '{"about": {}, "key": {}}', None])
+def test_a_damaged_description_is_listed_with_its_last_use_and_mended_when_it_is_used(
+    tmp_path: Path, damage: str | None
+) -> None:
+    cache = written(tmp_path, SENTENCES, "damaged")
+    old = written(tmp_path, SENTENCES, "old").directory / "cache.json"
+    os.utime(old, (time.time() - 100, time.time() - 100))
+    path = cache.directory / "cache.json"
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_text(damage, encoding="utf-8")
+    assert [one.name for one in caches(tmp_path)] == [old.parent.name, cache.name]
+    assert bad_blocks(caches(tmp_path)[1].blocks) == {}
+    cache.open()
+    assert caches(tmp_path)[1].about == {"source": "damaged"}
+    path.write_text("[", encoding="utf-8")
+    assert len(prune(tmp_path, 0, None)) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_is_named_as_a_block_is_none(tmp_path: Path) -> None:
     cache = written(tmp_path, SENTENCES)
-    (cache.directory / "cache.json").write_text("[", encoding="utf-8")
-    assert [one.name for one in caches(tmp_path)] == [cache.name]
-    assert bad_blocks(caches(tmp_path)[0].blocks) == {}
-    assert len(prune(tmp_path, 0, None)) == 1
+    (cache.directory / "a.block").mkdir()
+    cache.refresh()
+    assert len(cache.paths()) == len(cache.blocks) == 1
 
 
 def test_a_directory_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:

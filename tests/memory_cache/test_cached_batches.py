@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +20,10 @@ from safetensors.torch import load_file, save_file
 from fusion.data import TokenBatchSampler
 from fusion.errors import FusionError, TrainingError
 from fusion.memory_cache.listing import bad_blocks, caches
-from fusion.memory_cache.store import read_block
+from fusion.memory_cache.reader import MemoryReader
+from fusion.memory_cache.store import Places, read_block
 from fusion.recipe import MemoryCacheSpec
+from fusion.registry import ENCODERS as BUILDERS
 
 if TYPE_CHECKING:
     from .conftest import Setup
@@ -293,6 +297,92 @@ def test_a_reader_goes_on_after_its_cache_is_removed(setup: SetupMaker) -> None:
     prepared = made.prepare()
     shutil.rmtree(made.directory())
     made.check(prepared)
+
+
+def test_rows_of_a_block_that_is_gone_before_it_is_mapped_are_not_cached(
+    setup: SetupMaker,
+) -> None:
+    made = setup()
+    reader = made.reader(made.prepare())
+    places = Places(reader.paths, reader.block, reader.start)
+    gone = reader.paths[1]
+    gone.unlink()
+    found = MemoryReader(places, reader.layout, reader.tokens)
+    assert found.cached.tolist() == [block != 1 for block in reader.block]
+    rows = [int(row) for row in np.flatnonzero(found.cached)]
+    assert torch.equal(found.gather(rows), reader.gather(rows))
+    gone.with_name("elsewhere").write_bytes(b"")
+    with pytest.raises(FusionError, match=f"{gone} was removed; run the same command again"):
+        pickle.loads(pickle.dumps(reader))
+
+
+def test_a_cache_that_may_only_be_read_is_read_and_the_rest_is_computed(
+    setup: SetupMaker,
+) -> None:
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        made = setup(cache={"dir": folder})
+        whole = made.train
+        made.train = whole.select(range(60))
+        made.prepare()
+        made.train = whole
+        bad = sorted(made.directory().glob("*.block"))[0]
+        bad.write_bytes(bad.read_bytes()[:-1] + b"?")
+        made.directory().chmod(0o555)
+        user = os.geteuid()
+        os.seteuid(user or 65534)  # root may write anywhere
+        try:
+            prepared = made.prepare()
+        finally:
+            os.seteuid(user)
+        made.directory().chmod(0o755)
+        assert 0 < prepared.reports["bert"].share < 1
+        assert bad.exists() and bad not in made.reader(prepared).paths
+        assert any("may only be read; what it lacks is computed" in line for line in made.said)
+        made.check(prepared)
+
+
+OWN = """
+from transformers import BertModel
+from fusion import register_encoder
+
+class Own(BertModel):
+    pass
+
+@register_encoder("own")
+def own(config):
+    return Own(config, add_pooling_layer=False)
+"""
+
+
+def test_other_code_of_an_encoder_of_ones_own_is_another_cache(
+    setup: SetupMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "an_encoder_of_my_own.py"
+    path.write_text(OWN, encoding="utf-8")
+    importlib.import_module(path.stem)
+    assert "own" in BUILDERS.names()
+    made = setup(encoder={"builder": "own"})
+    made.prepare()
+    first = made.directory()
+    made.check(made.prepare())
+    assert made.directory() == first
+    path.write_text(OWN + "# changed", encoding="utf-8")
+    made.prepare()
+    assert len(caches(tmp_path / "cache")) == 2
+    path.unlink()
+    reason = made.prepare().reports["bert"].off
+    assert reason is not None and reason.startswith("the code of an_encoder_of_my_own.Own is in no")
+
+
+def test_blocks_are_larger_where_there_would_be_too_many_to_map(
+    setup: SetupMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusion.memory_cache.prepare.MOST_BLOCKS", 3)
+    made = setup(cache={"block_bytes": 1024})
+    reader = made.reader(made.prepare())
+    assert reader.cached.all() and len(reader.paths) <= 4
 
 
 def test_a_reader_can_be_sent_to_a_worker(setup: SetupMaker) -> None:

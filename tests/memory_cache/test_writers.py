@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -86,7 +87,7 @@ class Place:
     def cache(self) -> Cache:
         return Cache(self.root / "cache", {})
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, largest_file: int = resource.RLIM_INFINITY) -> subprocess.Popen[str]:
         """A writer that waits for the file `go`."""
         home = str(Path(fusion.__file__).parents[1])
         arguments = [str(self.root), self.source, FORM, str(WIDTH), str(BLOCK)]
@@ -96,6 +97,7 @@ class Place:
             stderr=subprocess.DEVNULL,
             text=True,
             env=os.environ | {"PYTHONPATH": home, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file,) * 2),
         )
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -186,5 +188,17 @@ def test_a_cache_that_is_removed_while_it_is_written_is_written_to_the_end(place
                 shutil.rmtree(place.cache.directory, ignore_errors=True)
     assert writer.returncode == 0
     assert 0 < place.stored() < len(place.sentences)
+    place.finish()
+    place.check()
+
+
+def test_where_there_is_no_room_the_rest_stays_missing_and_no_half_of_a_block_is_left(
+    place: Place,
+) -> None:
+    with place.start(largest_file=BLOCK // 2) as writer:
+        place.go()
+        assert sum(1 for _ in lines(writer)) == 1, "it goes on after the disk is full"
+    assert writer.returncode == 0
+    assert [path.name for path in place.cache.directory.iterdir()] == ["cache.json"]
     place.finish()
     place.check()
