@@ -1,11 +1,16 @@
 """Hosts x encoders x glue on tiny real models: what works together, and why what does not.
 
 A cell composes a model from saved parts, takes a training step, generates with beams, saves, loads
-and verifies. The results are merged into the JSON, so that it can run in pieces.
+and verifies. Which cells are run, and how many pairs of parts they have, is counted and printed.
+lora and bottleneck read no encoder: their cells have none. All pairs of every host and every
+encoder would be 2,520 cells; no scale runs them. The results are merged into the JSON, so that it
+can run in pieces.
 
-python -m benchmarks.matrix --scale quick      # pairwise: every part meets every other once
-python -m benchmarks.matrix --scale full       # every host with every method, every encoder with
-                                               # bert-fused and gated on Marian and T5
+    python -m benchmarks.matrix --scale tiny    # a covering array: every pair of a few hosts, a few
+                                                #   encoders and all methods
+    python -m benchmarks.matrix --scale quick   # every host with every method, the encoders in turn
+    python -m benchmarks.matrix --scale full    # every host with every method and BERT, every
+                                                #   encoder with bert-fused and gated on Marian, T5
 """
 
 from __future__ import annotations
@@ -17,8 +22,10 @@ import logging
 import sys
 import tempfile
 import textwrap
+import time
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +34,10 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from benchmarks.harness import RESULTS, ROOT, hardware
-from benchmarks.records import command
+from benchmarks.harness import RESULTS, ROOT, commit, table
+from benchmarks.records import Section, record_name, write_record
 from fusion.errors import FusionError
+from fusion.model import FusedModel
 from fusion.registry import GLUE, HOSTS
 from fusion.saved import load_model, save_model
 from fusion.testing.bench import Bench, EncoderChoice, HostChoice, kept, logits_of, loss_of
@@ -39,8 +47,20 @@ from fusion.verify import verify_model
 sys.path.insert(0, str(ROOT / "tests" / "encoders"))
 from tiny_encoders import ENCODERS, tokenizer_of
 
+PROGRAM = "matrix"
 PAGE = Path(__file__).parent / "matrix.md"
 WORKS = "works"
+NONE = "none"  # in the place of an encoder
+# layers like BART's and T5's; two models in one; a decoder alone: it has no encoder to distill into
+SOME_HOSTS = ("marian", "t5", "bert2gpt2", "llama")
+REFUSED = {("llama", "distill"), ("llama", "replace-encoder")}
+SOME_ENCODERS = ("bert", "modernbert", "t5", "qwen3")  # t5: another model's encoder; qwen3: decoder
+TWO = ("marian", "t5")  # hosts with which full scale runs every encoder
+PAIRS = ("host and method", "host and encoder", "encoder and method")
+LEARNING_RATE = 1e-2  # Adam: every element that has a gradient moves by about this much
+SMALLEST = 1e-6  # a tensor's largest gradient below this is what rounding leaves of none
+SAVED_EVERY = 20.0  # seconds
+Found = dict[str, dict[str, str]]  # a cell's key -> "result" and "commit"
 
 
 @dataclass(frozen=True)
@@ -56,6 +76,14 @@ class Cell:
         """In the JSON."""
         return f"{self.host} | {self.encoder} | {self.method}"
 
+    @property
+    def pairs(self) -> list[tuple[str, str, str]]:
+        """What meets in it: a kind of `PAIRS` with two names."""
+        found = [(PAIRS[0], self.host, self.method)]
+        if self.encoder != NONE:
+            found += [(PAIRS[1], self.host, self.encoder), (PAIRS[2], self.encoder, self.method)]
+        return found
+
 
 def hosts() -> list[str]:
     """Every family, with two rows where its hosts differ."""
@@ -63,21 +91,48 @@ def hosts() -> list[str]:
     return [*TINY_HOSTS, *(n for n in HOSTS.names() if n not in rows | {"fusion_transformer"})]
 
 
+def in_turn(hosts: Sequence[str], encoders: Sequence[str]) -> list[Cell]:
+    """Every host with every method; the encoder is the one that makes most pairs that are new."""
+    cells: list[Cell] = []
+    have: Counter[tuple[str, str]] = Counter()
+    for host, method in itertools.product(hosts, GLUE.names()):
+        encoder = NONE
+        if GLUE.get(method).reads_memory:
+
+            def worth(one: str, host: str = host, method: str = method) -> tuple[int, int]:
+                new = (not have[host, one]) + (not have[one, method])
+                return new, -have[one, NONE]
+
+            encoder = max(encoders, key=worth)
+            have.update([(host, encoder), (encoder, method), (encoder, NONE)])
+        cells.append(Cell(host, encoder, method))
+    return cells
+
+
+def covering(hosts: Sequence[str], encoders: Sequence[str]) -> list[Cell]:
+    """Every pair of them and of all methods but those refused, greedily: most new pairs first."""
+    allowed = [pair for pair in itertools.product(hosts, GLUE.names()) if pair not in REFUSED]
+    every = [
+        Cell(host, encoder, method)
+        for host, method in allowed
+        for encoder in (encoders if GLUE.get(method).reads_memory else [NONE])
+    ]
+    left = {pair for cell in every for pair in cell.pairs}
+    cells = []
+    while left:
+        cells.append(max(every, key=lambda cell: len(left.intersection(cell.pairs))))
+        left.difference_update(cells[-1].pairs)
+    return cells
+
+
 def full() -> list[Cell]:
     """Every host with every method; every encoder with two methods in two hosts."""
-    cells = [Cell(host, "bert", method) for host in hosts() for method in GLUE.names()]
-    pairs = itertools.product(ENCODERS, ("bert-fused", "gated"), ("marian", "t5"))
+    cells = [
+        Cell(host, "bert" if GLUE.get(method).reads_memory else NONE, method)
+        for host, method in itertools.product(hosts(), GLUE.names())
+    ]
+    pairs = itertools.product(ENCODERS, ("bert-fused", "gated"), TWO)
     return list(dict.fromkeys([*cells, *(Cell(host, one, method) for one, method, host in pairs)]))
-
-
-def pairwise() -> list[Cell]:
-    """A covering array, greedily: each host with each method, each encoder with a few of both."""
-    methods, encoders = GLUE.names(), list(ENCODERS)
-    cells = []
-    for number, encoder in enumerate(encoders):
-        rows = hosts()
-        cells.append(Cell(rows[number % len(rows)], encoder, methods[number % len(methods)]))
-    return cells
 
 
 def _encoder(kind: str, method: str) -> EncoderChoice:
@@ -93,9 +148,7 @@ def _encoder(kind: str, method: str) -> EncoderChoice:
 def run(cell: Cell) -> str:
     """`works`, or the reason."""
     method = GLUE.get(cell.method)
-    family = HOSTS.get(TINY_HOSTS.get(cell.host, (cell.host,))[0])
     glue: dict[str, Any] = {"method": cell.method}
-    glue["sites"] = list(method.causal_sites if family.causal else method.default_sites)
     encoders = {}
     if method.reads_memory:
         glue["encoder"] = "enc"
@@ -111,16 +164,35 @@ def run(cell: Cell) -> str:
     return WORKS
 
 
+def _train(model: FusedModel, bench: Bench) -> None:
+    """One update: what has a gradient moves, and nothing else."""
+    model.train()
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    trained = [tensor for tensor in model.parameters() if tensor.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=LEARNING_RATE)
+    loss = loss_of(model, bench.batch)
+    if not bool(torch.isfinite(loss)):
+        raise FusionError("the loss is not finite")
+    loss.backward()
+    optimizer.step()
+    reached = {
+        name
+        for name, tensor in model.named_parameters()
+        if tensor.grad is not None and float(tensor.grad.abs().max()) > SMALLEST
+    }
+    moved = {n for n, tensor in model.named_parameters() if not torch.equal(tensor, before[n])}
+    if not any("glue." in name for name in moved):
+        raise FusionError("a training step does not move the glue")
+    if still := sorted(reached - moved):
+        raise FusionError(f"a training step does not move {still[0]}")
+    if frozen := sorted(n for n in moved if not model.get_parameter(n).requires_grad):
+        raise FusionError(f"a training step moves {frozen[0]}, which is frozen")
+
+
 def _try(bench: Bench) -> None:
     model = bench.start.model
     with kept(model):
-        model.train()
-        loss = loss_of(model, bench.batch)
-        loss.backward()
-        if not bool(torch.isfinite(loss)):
-            raise FusionError("the loss is not finite")
-        if not any(p.grad is not None for n, p in model.named_parameters() if "glue." in n):
-            raise FusionError("no gradient reaches the glue")
+        _train(model, bench)
     model = bench.opened.model
     model.generate(**bench.source, num_beams=3, max_new_tokens=4)
     expected = logits_of(model, bench.batch)
@@ -132,22 +204,72 @@ def _try(bench: Bench) -> None:
         raise FusionError(problems[0])
 
 
-def page(found: dict[str, str], about: dict[str, Any]) -> str:
+def counted(cells: Sequence[Cell], found: Found) -> str:
+    """How many pairs of parts are in the cells, in those that work, and in the whole product."""
+    reading = [name for name in GLUE.names() if GLUE.get(name).reads_memory]
+    sizes = (len(hosts()) * len(GLUE.names()), len(hosts()) * len(ENCODERS))
+    there = dict(zip(PAIRS, (*sizes, len(ENCODERS) * len(reading)), strict=True))
+    run = {pair for cell in cells for pair in cell.pairs}
+    work = {p for c in cells if found[c.key]["result"] == WORKS for p in c.pairs}
+    lines = [["pairs", "run", "work", "of all"]]
+    for kind, every in there.items():
+        counts = [sum(pair[0] == kind for pair in pairs) for pairs in (run, work)]
+        lines.append([kind, *(f"{count:,}" for count in (*counts, every))])
+    return table(lines)
+
+
+def summary(cells: Sequence[Cell], found: Found) -> str:
+    """What the cells are made of."""
+    works = sum(found[cell.key]["result"] == WORKS for cell in cells)
+    parts = [
+        f"{len({getattr(cell, part) for cell in cells} - {NONE})} of {every} {part}s"
+        for part, every in (
+            ("host", len(hosts())),
+            ("encoder", len(ENCODERS)),
+            ("method", len(GLUE.names())),
+        )
+    ]
+    commits = sorted({found[cell.key]["commit"] for cell in cells})
+    at = f"commit{'s' * (len(commits) > 1)} {', '.join(commits)}"
+    return f"{len(cells)} cells run, {works} work; {', '.join(parts)}; {at}."
+
+
+def broken(cells: Sequence[Cell], found: Found) -> str:
+    """The cells that do not work, and why."""
+    lines = [["host", "encoder", "method", "why"]]
+    for cell in cells:
+        result = found[cell.key]["result"]
+        if result != WORKS:
+            lines.append([cell.host, cell.encoder, cell.method, result.replace("|", "/")])
+    return table(lines)
+
+
+def page(cells: Sequence[Cell], found: Found) -> str:
     """The tables as Markdown."""
-    works = sum(result == WORKS for result in found.values())
     lines = [
         "# What works together",
         "",
-        f"{len(found)} cells run, {works} work. A cell composes a tiny model of saved parts,",
-        "takes a training step, generates with 3 beams, saves, loads (bitwise equal logits) and",
-        "verifies.",
-        f"`python -m benchmarks.matrix --scale full`; torch {about['torch']}, transformers "
-        f"{about['transformers']}, commit {about['commit']}.",
+        "A cell composes a tiny model of saved parts, takes a training step (an update after which",
+        "what has a gradient has moved and what is frozen has not), generates with 3 beams, saves,",
+        "loads (bitwise equal logits) and verifies. `python -m benchmarks.matrix --scale full`;",
+        f"torch {torch.__version__}, transformers {transformers.__version__}.",
+        "",
+        summary(cells, found),
+        "",
+        counted(cells, found),
+        "",
+        "An encoder meets a method only where the method reads one: lora and bottleneck do not.",
         "",
     ]
     notes: dict[str, int] = {}
     methods = GLUE.names()
-    lines += _table("Hosts with each method (BERT as encoder)", hosts(), methods, notes, found)
+    lines += _table(
+        "Hosts with each method (BERT as encoder, where the method reads one)",
+        hosts(),
+        methods,
+        notes,
+        found,
+    )
     columns = [f"{method} in {host}" for method in ("bert-fused", "gated") for host in TWO]
     lines += _table("Encoders", list(ENCODERS), columns, notes, found, by_encoder=True)
     lines += ["## Reasons", ""]
@@ -155,15 +277,12 @@ def page(found: dict[str, str], about: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-TWO = ("marian", "t5")
-
-
 def _table(
     title: str,
     rows: list[str],
     columns: list[str],
     notes: dict[str, int],
-    found: dict[str, str],
+    found: Found,
     by_encoder: bool = False,
 ) -> list[str]:
     lines = [f"## {title}", "", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
@@ -174,25 +293,26 @@ def _table(
                 method, _, host = column.partition(" in ")
                 cell = Cell(host, row, method)
             else:
-                cell = Cell(row, "bert", column)
+                cell = Cell(row, "bert" if GLUE.get(column).reads_memory else NONE, column)
             marks.append(_mark(found.get(cell.key), notes))
         lines.append(f"| {row} | {' | '.join(marks)} |")
     return [*lines, ""]
 
 
-def _mark(result: str | None, notes: dict[str, int]) -> str:
-    if result is None:
+def _mark(one: dict[str, str] | None, notes: dict[str, int]) -> str:
+    if one is None:
         return ""
+    result = one["result"]
     if result == WORKS:
         return "✓"
     return f"[{notes.setdefault(result, len(notes) + 1)}]"
 
 
-def _todo(scale: str) -> Iterator[Cell]:
+def chosen(scale: str) -> list[Cell]:
+    """The cells of a scale."""
     if scale == "tiny":
-        yield from pairwise()[:3]
-    else:
-        yield from pairwise() if scale == "quick" else full()
+        return covering(SOME_HOSTS, SOME_ENCODERS)
+    return in_turn(hosts(), list(ENCODERS)) if scale == "quick" else full()
 
 
 def main() -> None:
@@ -200,31 +320,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", choices=["tiny", "quick", "full"], default="quick")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--first", type=int, help="of the cells, these alone", metavar="N")
     parser.add_argument("--again", action="store_true", help="run finished cells too")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     transformers.logging.disable_progress_bar()
-    options.results.mkdir(parents=True, exist_ok=True)
-    path = options.results / f"matrix-{options.scale}.json"
-    known = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else {}
-    found: dict[str, str] = {} if options.again else known
-    cells = list(_todo(options.scale))
-    about = hardware()
+    path = options.results / f"{record_name(PROGRAM, options.scale)}.json"
+    cells = chosen(options.scale)[: options.first]
+    found: Found = {}
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))["results"]["cells"]
+    written = time.monotonic()
     for cell in cells:
-        if cell.key in found:
+        if cell.key in found and not options.again:
             continue
-        found[cell.key] = run(cell)
-        if found[cell.key] != WORKS:
-            print(f"{cell.key}: {found[cell.key]}", flush=True)
-        temporary = path.with_suffix(".tmp")
-        record = {"command": command("matrix"), "hardware": about, "cells": found}
-        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        temporary.rename(path)
-    works = sum(found[cell.key] == WORKS for cell in cells)
-    print(f"{len(cells)} cells, {works} work")
+        found[cell.key] = {"result": run(cell), "commit": commit()}
+        if found[cell.key]["result"] != WORKS:
+            print(f"{cell.key}: {found[cell.key]['result']}", flush=True)
+        if time.monotonic() > written + SAVED_EVERY:
+            write(cells, found, options)
+            written = time.monotonic()
+    sections = write(cells, found, options)
+    print("\n\n".join(text for one in sections for text in one))
+    print(path)
     if options.scale == "full":
-        PAGE.write_text(page(found, about), encoding="utf-8")
+        PAGE.write_text(page(cells, found), encoding="utf-8")
+
+
+def write(cells: list[Cell], found: Found, options: argparse.Namespace) -> list[Section]:
+    """Write the record of what has been run so far."""
+    done = [cell for cell in cells if cell.key in found]
+    sections = [(summary(done, found), counted(done, found))]
+    if any(found[cell.key]["result"] != WORKS for cell in done):
+        sections.append(("What does not work.", broken(done, found)))
+    where = {"scale": options.scale, "folder": options.results}
+    write_record(PROGRAM, {"cells": found}, sections, **where)
+    return sections
 
 
 if __name__ == "__main__":
