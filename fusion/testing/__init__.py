@@ -15,7 +15,7 @@ found and what to do.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from fusion.glue.base import Glue
 from fusion.hosts.family import Family
 from fusion.registry import GLUE, HOSTS
 from fusion.testing.bench import Bench, EncoderChoice, HostChoice
-from fusion.testing.checks import COMMON
-from fusion.testing.hosts import HOST_LIMITS, TINY_HOSTS
+from fusion.testing.checks import COMMON, OF_ENCODERS, OF_HOSTS, Check
+from fusion.testing.hosts import ABSENT, HOST_LIMITS, TINY_HOSTS
 from fusion.testing.report import CheckFailure, Report, insist, run_checks
 
 __all__ = [
     "COMMON",
+    "OF_ENCODERS",
+    "OF_HOSTS",
     "CheckFailure",
     "EncoderChoice",
     "Report",
@@ -68,7 +70,7 @@ def check_glue(
         if spec.get("encoder"):
             encoders["bert"] = encoder or EncoderChoice(settings=_settings(method, options))
         reports.append(
-            _run(f"{method} in {host}", HostChoice(host), encoders, [spec], skip),
+            _run(f"{method} in {host}", HostChoice(host), encoders, [spec], COMMON, skip),
         )
     return insist(reports)
 
@@ -79,35 +81,42 @@ def check_host(
     *,
     method: str = "gated",
     skip: Collection[str] = (),
+    absent: Mapping[str, str] | None = None,
 ) -> list[Report]:
-    """Check a host family with glue in its usual sites.
+    """Check a host family: every row of its sites alone, and glue in the usual ones.
 
     Args:
         name: the family's, or a row of `TINY_HOSTS`
         options: of a tiny config of it; by default sizes by the names that configs usually have
+        method: the glue
+        skip: names of checks, keys of `COMMON` and `OF_HOSTS`
+        absent: rows of the family's `sites` that this host of it does not have -> why
 
     Raises:
         CheckFailure: lists every check that does not hold.
     """
     spec = _glue_spec(method, name, None, {})
     encoders = {"bert": EncoderChoice(settings=_settings(method, {}))}
-    return insist([_run(name, HostChoice(name, options), encoders, [spec], skip)])
+    host = HostChoice(name, options, {**ABSENT.get(name, {}), **(absent or {})})
+    return insist([_run(name, host, encoders, [spec], OF_HOSTS | COMMON, skip)])
 
 
 def check_encoder(
     choice: EncoderChoice, *, host: str = "marian", skip: Collection[str] = ()
 ) -> list[Report]:
-    """Check an encoder whose last layer gated glue reads.
+    """Check an encoder: its hidden states, its training, and gated glue that reads its last layer.
 
     Args:
         choice: a tiny config of it, and its builder and tokenizer if they are its own
+        skip: names of checks, keys of `COMMON` and `OF_ENCODERS`
 
     Raises:
         CheckFailure: lists every check that does not hold.
     """
     name = str(choice.config.model_type)
     spec = _glue_spec("gated", host, None, {})
-    return insist([_run(name, HostChoice(host), {"bert": choice}, [spec], skip)])
+    checks = OF_ENCODERS | COMMON
+    return insist([_run(name, HostChoice(host), {"bert": choice}, [spec], checks, skip)])
 
 
 def _run(
@@ -115,11 +124,12 @@ def _run(
     host: HostChoice,
     encoders: dict[str, EncoderChoice],
     glue: list[dict[str, Any]],
+    checks: dict[str, Check],
     skip: Collection[str],
 ) -> Report:
     limits = {check: why for (name, check), why in HOST_LIMITS.items() if name == host.name}
     with tempfile.TemporaryDirectory() as folder:
-        return run_checks(part, Bench(Path(folder), host, encoders, glue), COMMON, skip, limits)
+        return run_checks(part, Bench(Path(folder), host, encoders, glue), checks, skip, limits)
 
 
 def _glue_spec(

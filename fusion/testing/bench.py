@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, BertConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    BertConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from fusion.composition import Composition, compose
 from fusion.hosts.family import Family
@@ -32,10 +38,15 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class HostChoice:
-    """A host: a row of `TINY_HOSTS` or a family, and options of its config."""
+    """A host: a row of `TINY_HOSTS` or a family, and options of its config.
+
+    Attributes:
+        absent: rows of the family's `sites` that this host of it does not have -> why
+    """
 
     name: str = "marian"
     options: dict[str, Any] | None = None
+    absent: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,12 +55,14 @@ class EncoderChoice:
 
     Attributes:
         tokenizer: makes one, given a folder; None: letters
+        unused: patterns of parameters that get no gradient where it is not frozen -> why
     """
 
     config: PretrainedConfig = field(default_factory=lambda: tiny_config(BertConfig))
     builder: str = "auto"
     tokenizer: Callable[[Path], PreTrainedTokenizerBase] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    unused: dict[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path) -> Path:
         """Its directory, with random weights."""
@@ -103,6 +116,12 @@ class Bench:
         return self._host[1]
 
     @cached_property
+    def plain_host(self) -> PreTrainedModel:
+        """The host as transformers loads it, without glue; checks leave it as it is."""
+        host: PreTrainedModel = self.family.architecture.from_pretrained(self.host_folder).eval()
+        return host
+
+    @cached_property
     def encoder_folders(self) -> dict[str, Path]:
         """The encoders' directories."""
         return {n: one.save(self.folder / "encoders" / n) for n, one in self.encoders.items()}
@@ -113,14 +132,18 @@ class Bench:
         freeze_host: bool = False,
         glue: list[dict[str, Any]] | None = None,
         encoders: dict[str, dict[str, Any]] | None = None,
+        settings: dict[str, Any] | None = None,
     ) -> Composition:
         """A model of a recipe with these parts.
 
         Args:
             glue, encoders: as in the recipe, before its own
+            settings: of its own encoders, beside or instead
         """
         mine = {
-            name: {"source": str(self.encoder_folders[name]), "builder": one.builder} | one.settings
+            name: {"source": str(self.encoder_folders[name]), "builder": one.builder}
+            | one.settings
+            | (settings or {})
             for name, one in self.encoders.items()
         }
         host: dict[str, Any] = {"source": str(self.host_folder), "freeze": freeze_host}

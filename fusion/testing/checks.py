@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from fnmatch import fnmatch
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +23,10 @@ from fusion.testing.bench import (
     logits_of,
     loss_of,
 )
-from fusion.testing.report import Failed, Skipped
-from fusion.testing.tiny import PAD
+from fusion.testing.decoding import beams, generate, reuse, steps
+from fusion.testing.encoding import hidden_states, unfrozen
+from fusion.testing.report import Failed, Skipped, apart
+from fusion.testing.sites import roles, sites, states
 from fusion.verify import verify_model
 from fusion.warmstart import verify_total
 
@@ -55,7 +56,7 @@ def neutral(bench: Bench) -> None:
     found, alone = logits_of(model, bench.batch), host_logits(bench)
     if not torch.equal(found, alone):
         raise Failed(
-            f"`neutral` is True, but logits differ from the host's by {_apart(found, alone)}",
+            f"`neutral` is True, but logits differ from the host's by {apart(found, alone)}",
             "Let `initial` start a last projection or a gate at zeros, add to `host()` without "
             "rounding it (no product with 1.0 / 3, no cast), or let `neutral` be False",
         )
@@ -76,7 +77,7 @@ def remove(bench: Bench) -> None:
         model.placement.attach()
     if not torch.equal(found, alone) or list(host.state_dict()) != names:
         raise Failed(
-            f"without its glue the host's logits differ by {_apart(found, alone)}",
+            f"without its glue the host's logits differ by {apart(found, alone)}",
             "Undo in `leave` whatever `enter` does to the host, and change none of its tensors",
         )
     if not torch.equal(logits_of(model, bench.batch), before):
@@ -197,7 +198,7 @@ def save(bench: Bench) -> None:
         found = logits_of(load_model(folder), bench.batch)
         if not torch.equal(found, expected):
             raise Failed(
-                f"saved and loaded, logits differ by {_apart(found, expected)}",
+                f"saved and loaded, logits differ by {apart(found, expected)}",
                 "Every value that `forward` needs is a parameter, a buffer, or an option of the "
                 "constructor; nothing else is saved",
             )
@@ -208,24 +209,6 @@ def save(bench: Bench) -> None:
         raise Failed("saved and loaded, the tokenizers give other ids", "See save_pretrained")
 
 
-def generate(bench: Bench) -> None:
-    """With a cache and without, greedily and with four beams, the translations are the same."""
-    model = bench.opened.model
-    for beams in (1, 4):
-        settings: dict[str, Any] = {"num_beams": beams, "max_new_tokens": 6, "min_new_tokens": 4}
-        # a host that writes padding itself (no trained one does) masks it only where not cached
-        settings |= {"suppress_tokens": [PAD], "length_penalty": 0.0}
-        cached = model.generate(**bench.source, **settings, use_cache=True)
-        whole = model.generate(**bench.source, **settings, use_cache=False)
-        if not torch.equal(cached, whole):
-            raise Failed(
-                f"with a cache other translations than without ({beams} beams)",
-                "In decoding x has one position per step and k adjacent rows per sentence; keep "
-                "in `memory.projected` only what depends on the memory alone, under a key of "
-                "the module's own (see fusion.glue.attention.MemoryAttention)",
-            )
-
-
 def batch(bench: Bench) -> None:
     """A sentence's logits do not depend on what else is in its batch."""
     together = logits_of(bench.opened.model, bench.batch)
@@ -234,7 +217,7 @@ def batch(bench: Bench) -> None:
         found = together[row : row + 1, : alone.shape[1]]
         if not torch.allclose(found, alone, atol=1e-4, rtol=1e-4):
             raise Failed(
-                f"beside longer sentences, logits differ by {_apart(found, alone)} from those of "
+                f"beside longer sentences, logits differ by {apart(found, alone)} from those of "
                 "the sentence alone",
                 "Padding is read: use `memory.mask` ([B, S], None where there is no padding)",
             )
@@ -279,7 +262,7 @@ def dtype(bench: Bench) -> None:
             )
         if kind is torch.float64 and not torch.allclose(found.float(), expected, atol=1e-3):
             raise Failed(
-                f"in float64 logits differ by {_apart(found.float(), expected)}", "Do not cast down"
+                f"in float64 logits differ by {apart(found.float(), expected)}", "Do not cast down"
             )
         model.generate(**bench.source, num_beams=2, max_new_tokens=2)
 
@@ -360,7 +343,7 @@ def compiles(bench: Bench) -> None:
     torch._dynamo.reset()
     if not torch.allclose(found, expected, atol=1e-4, rtol=1e-4):
         raise Failed(
-            f"compiled, logits differ by {_apart(found, expected)}",
+            f"compiled, logits differ by {apart(found, expected)}",
             "Keep Python state that changes between calls out of `forward`",
         )
 
@@ -371,14 +354,7 @@ def host_logits(bench: Bench) -> Tensor:
     if bench.family.causal:
         with model.without_glue():
             return logits_of(model, bench.batch)
-    plain = bench.family.architecture.from_pretrained(bench.host_folder).eval()
-    return logits_of(plain, model.split_inputs(bench.batch)[1], shifts=model)
-
-
-def _apart(found: Tensor, expected: Tensor) -> str:
-    if found.shape != expected.shape:
-        return f"shape {list(found.shape)} instead of {list(expected.shape)}"
-    return f"up to {float((found - expected).abs().max()):.2g}"
+    return logits_of(bench.plain_host, model.split_inputs(bench.batch)[1], shifts=model)
 
 
 COMMON: dict[str, Check] = {
@@ -390,6 +366,9 @@ COMMON: dict[str, Check] = {
     "freeze": freeze,
     "save": save,
     "generate": generate,
+    "steps": steps,
+    "reuse": reuse,
+    "beams": beams,
     "batch": batch,
     "others": others,
     "dtype": dtype,
@@ -397,3 +376,5 @@ COMMON: dict[str, Check] = {
     "checkpointing": checkpointing,
     "compile": compiles,
 }
+OF_ENCODERS: dict[str, Check] = {"hidden_states": hidden_states, "unfrozen": unfrozen}
+OF_HOSTS: dict[str, Check] = {"sites": sites, "roles": roles, "states": states}

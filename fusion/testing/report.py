@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from torch import Tensor
+
 from fusion.errors import FusionError, nearest
 
 B = TypeVar("B")
@@ -110,3 +112,10 @@ def insist(reports: list[Report]) -> list[Report]:
         ]
         raise CheckFailure("\n".join(lines))
     return reports
+
+
+def apart(found: Tensor, expected: Tensor) -> str:
+    """How far two tensors are from each other, in words."""
+    if found.shape != expected.shape:
+        return f"shape {list(found.shape)} instead of {list(expected.shape)}"
+    return f"up to {float((found - expected).abs().max()):.2g}"
