@@ -34,7 +34,7 @@ def penalty(
     p = dict(glue_at(bench, site).state_dict())
     memory, read, source = bench.memory, bench.memory_mask, bench.batch["attention_mask"].bool()
     terms = []
-    target = pooled(p, x, memory, read) if align == "attention" else memory
+    target = pooled(p, x.detach(), memory, read) if align == "attention" else memory
     for b in range(len(x)):
         for t in source[b].nonzero().squeeze(1):
             of_host, of_memory = x[b, t], target[b, min(int(t), target.shape[1] - 1)]
@@ -79,6 +79,22 @@ def test_the_loss_of_the_model_is_the_equations(
     found = model(**bench.batch).loss
     assert found.dtype == torch.float64
     assert abs(found - (0.7 * nll + 0.3 * penalty(bench, x, align=align))) < 1e-10
+
+
+@pytest.mark.parametrize("align", ["attention", "mean"])
+def test_the_host_is_drawn_to_its_target_and_not_by_way_of_what_points_at_it(
+    make_bench: Any, align: str
+) -> None:
+    bench = make_bench(method="distill", align=align, weight=0.3)
+    x = output_of(bench.model.host.model.encoder, bench.model, bench.batch)
+    source = bench.batch["attention_mask"].bool()
+    memory = Memory(bench.memory, bench.memory_mask, source_mask=source)
+    found, expected = (x.clone().requires_grad_() for _ in range(2))
+    glue = glue_at(bench, "encoder.output").train()
+    glue(found, lambda: found, memory)
+    glue.penalty.backward()
+    penalty(bench, expected, align=align).backward()
+    assert torch.allclose(found.grad, expected.grad, rtol=0, atol=1e-10)
 
 
 def test_several_sites_share_the_weight(make_bench: Any) -> None:
