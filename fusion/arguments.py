@@ -23,6 +23,7 @@ LEAST = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
 }
+WORKERS = 2
 METRICS = ("bleu", "chrf", "loss")  # what an evaluation on dev gives
 PLAIN = {bool, int, float, NoneType}  # of other types, transformers has its own reading
 # Names that transformers is about to drop, and what it calls them now.
@@ -55,6 +56,8 @@ def training_arguments(recipe: Recipe, model: FusedModel) -> tuple[Seq2SeqTraini
         "generation_num_beams": 1,
         "ddp_find_unused_parameters": model.may_drop or freezes_for_a_time(recipe),
         "use_cpu": not torch.cuda.is_available(),
+        # where the processor is idle during a step, the next batches are made meanwhile
+        "dataloader_num_workers": WORKERS if torch.cuda.is_available() else 0,
     }
     settings = defaults | {RENAMED.get(key, key): value for key, value in given.items()}
     saved = settings["eval_strategy"]
