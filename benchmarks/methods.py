@@ -199,7 +199,8 @@ def report(results: dict[str, Any], order: list[str], scale: str, folder: Path) 
 
 SAYS = (
     "Mean over seeds with smallest and largest. All but host and deeper host start from that host, "
-    "with equal passes, batches and learning rates; deeper host: the budget of both, from nothing. "
+    "with equal passes, batches and learning rates; deeper host: the budget of both, from nothing, "
+    "with an init (at quick scale a schedule too) of its own: with the host's it hardly learns. "
     "bottleneck and lora train the adapters alone, in a frozen host, as published. Step: median of "
     "rounds in which every method takes the same batches in turn, frozen memory read from disk."
 )

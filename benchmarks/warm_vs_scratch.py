@@ -200,6 +200,25 @@ def compared(rows: dict[str, list[Run]], samples: int) -> tuple[str, dict[str, A
     return table(lines), record
 
 
+def of_deeper(rows: dict[str, list[Run]]) -> str:
+    """What is said of the deeper host's start and schedule, from its recipe."""
+    if "deeper" not in rows:
+        return ""
+
+    def settings(row: str) -> str:
+        recipe = rows[row][0].recipe
+        rate, warm = (recipe.train.arguments[name] for name in ("learning_rate", "warmup_steps"))
+        return f"init `{recipe.host.init}`, peak {rate:g}, warm-up of {warm:,} updates"
+
+    mine, *others = (settings(row) for row in ("deeper", "host", "scratch") if row in rows)
+    if set(others) <= {mine}:
+        return f" The deeper host has the start and schedule of the others: {mine}."
+    return (
+        " The deeper host has a start and schedule of its own, chosen for it on one seed: "
+        f"{mine}; theirs: {'; '.join(dict.fromkeys(others))}."
+    )
+
+
 def record_of(run: Run) -> dict[str, Any]:
     """A run for the JSON file."""
     plain = {key: value for key, value in vars(run).items() if key != "recipe"}
@@ -220,7 +239,10 @@ def report(rows: dict[str, list[Run]], scale: str, samples: int, folder: Path) -
     goals_table, goals_record = reached(rows, hosts, SCORES[scale])
     bootstrap_table, bootstrap_record = compared(rows, samples)
     sections = [
-        (QUALITY.format(seeds=max(len(runs) for runs in rows.values())), quality(rows, hosts)),
+        (
+            QUALITY.format(seeds=max(len(runs) for runs in rows.values())) + of_deeper(rows),
+            quality(rows, hosts),
+        ),
         (REACHED, goals_table),
         (COMPARED.format(samples=samples), bootstrap_table),
     ]

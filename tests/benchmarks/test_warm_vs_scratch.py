@@ -33,6 +33,14 @@ def test_every_row_is_trained_with_the_budget_that_it_should_have(record: dict[s
     assert sizes["host"] < sizes["fused"] and sizes["published"] == sizes["scratch"]
 
 
+def test_the_text_says_that_the_deeper_host_is_started_and_trained_in_its_own_way(
+    record: dict[str, Any],
+) -> None:
+    says = record["sections"][0]["says"]
+    assert "deeper host has a start and schedule of its own" in says
+    assert "init `default`, peak 0.003, warm-up of 300 updates; theirs: init `transformer`" in says
+
+
 def test_only_what_reads_an_encoder_is_charged_for_its_memory(record: dict[str, Any]) -> None:
     runs = record["results"]["runs"]
     charged = {row for row, several in runs.items() if sum(several[0]["memory"].values()) > 0}
@@ -81,6 +89,7 @@ def test_existing_runs_are_read_without_training(warm: Results, run_module: RunM
     assert done.returncode == 0, done.stderr
     again = json.loads((other / "warm_vs_scratch-tiny.json").read_text(encoding="utf-8"))
     assert list(again["results"]["runs"]) == ["host", "fused", "scratch"]
+    assert "deeper" not in again["sections"][0]["says"]
     assert (other / "warm_vs_scratch-tiny.png").read_bytes().startswith(b"\x89PNG")
 
 
