@@ -158,7 +158,7 @@ def run(cell: Cell) -> str:
         try:
             _try(bench)
         except FusionError as error:
-            return textwrap.shorten(str(error), 200)
+            return textwrap.shorten(str(error).replace(f"{bench.folder / 'check.yaml'}: ", ""), 200)
         except Exception as error:
             return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     return WORKS

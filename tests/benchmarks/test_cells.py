@@ -128,6 +128,11 @@ def test_cells_are_run_once_and_their_results_kept_with_their_commits(
     assert "48 cells run, 45 work" in printed() and not ran
 
 
+def test_a_reason_is_the_same_wherever_the_cell_was_run() -> None:
+    reasons = {matrix.run(Cell("llama", "bert", "replace-encoder")) for _ in range(2)}
+    assert reasons == {"a decoder-only host has no encoder to replace"}
+
+
 @pytest.mark.slow
 def test_every_host_works_with_every_method_or_says_why_not(
     run_module: RunModule, tmp_path: Path
