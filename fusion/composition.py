@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -89,6 +90,7 @@ class RecipePlan:
 
 
 @names_the_recipe
+@torch.inference_mode(False)
 def compose(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) -> Composition:
     """Build the model of a recipe and give every tensor its values.
 

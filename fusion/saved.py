@@ -188,6 +188,7 @@ def read_config(directory: Path) -> FusedConfig:
     return config if isinstance(config, FusedConfig) else FusedConfig(host=config.to_dict())
 
 
+@torch.inference_mode(False)
 def load_model(path: str | Path, sources: Mapping[str, str] | None = None) -> FusedModel:
     """Build a saved model on meta and fill every tensor from its files and its parts' sources.
 

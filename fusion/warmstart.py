@@ -56,6 +56,7 @@ def parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
+@torch.inference_mode(False)
 def warm_start(
     module: nn.Module,
     source: Sources = None,

@@ -64,6 +64,20 @@ def test_a_saved_model_loads_bit_for_bit_and_verifies(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_what_is_composed_or_loaded_in_inference_mode_can_be_trained(
+    make_recipe: RecipeMaker, sentences: list[str], tmp_path: Path
+) -> None:
+    with torch.inference_mode():
+        composed = compose(make_recipe())
+        save_model(composed.model, tmp_path / "model", composed.processor)
+        loaded = load_model(tmp_path / "model")
+    for model in (composed.model, loaded):
+        batch = composed.processor(sentences, sentences)
+        model.train()(**batch).loss.backward()
+        assert any(p.grad is not None for p in model.host.parameters())
+        assert not any(t.is_inference() for t in model.state_dict().values())
+
+
 def test_a_flipped_byte_in_the_saved_encoder_is_found(saved: Path) -> None:
     flip_a_byte(saved / "encoders" / "bert" / "model.safetensors", TENSOR)
     (problem,) = verify_model(saved)
