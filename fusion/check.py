@@ -94,7 +94,9 @@ def _gradients(model: FusedModel, batch: dict[str, Tensor], findings: Findings) 
                 still += 1  # behind a gate at zero: moves once the gate has moved
             else:
                 dead.append(name)
-    findings.problems += [f"{name}: trainable, but gets no gradient" for name in dead]
+    findings.problems += [
+        f"{name}: trainable, but gets no gradient; train.policies can freeze it" for name in dead
+    ]
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
     findings.problems += [
         f"{name}: frozen, but got a gradient"

@@ -57,12 +57,5 @@ GPT_NEOX = _causal(
     "GPTNeoXForCausalLM", "gpt_neox.layers", "gpt_neox.embed_in", attention="attention"
 )
 _opt = _causal("OPTForCausalLM", "model.decoder.layers", "model.decoder.embed_tokens")
-OPT = replace(
-    _opt,
-    sites=_opt.sites
-    | {
-        "decoder.{i}.feed_forward": At(
-            "model.decoder.layers.{i}.fc2", query="model.decoder.layers.{i}.fc1"
-        )
-    },
-)
+# its feed-forward is given [B * T, D], which no glue reads
+OPT = replace(_opt, sites={k: v for k, v in _opt.sites.items() if "feed_forward" not in k})

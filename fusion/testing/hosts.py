@@ -160,7 +160,6 @@ TINY_HOSTS: dict[str, tuple[str, dict[str, Any]]] = {
 HOST_LIMITS: dict[tuple[str, str], str] = {
     ("fsmt", "generate"): "without a cache, transformers' generate gives it no causal mask",
     ("fsmt", "batch"): "with a cache, transformers gives it no causal mask",
-    ("opt", "sites"): "in transformers, its feed-forward is given [B * T, D]",
     **dict.fromkeys(
         [("prophetnet", check) for check in ("generate", "steps", "beams", "batch")],
         "in transformers, logits of a prefix change with what follows it",
