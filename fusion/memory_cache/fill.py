@@ -23,7 +23,7 @@ from fusion.errors import FusionError, NoRoomError, TrainingError
 from fusion.memory_cache.formats import FORMATS
 from fusion.memory_cache.listing import bad_blocks, caches, drop, shown_bytes
 from fusion.memory_cache.reader import Layout
-from fusion.memory_cache.store import DIGEST, DIGEST_TYPE, Block, Cache, digest_of
+from fusion.memory_cache.store import DIGEST, DIGEST_TYPE, Block, Cache, digest_of, locked
 from fusion.processor import padded
 
 Say = Callable[[str], None]
@@ -143,6 +143,11 @@ def fill(cache: Cache, filler: Filler, work: Work) -> None:
     """
     state = PartialState()
     cache.open()
+    with locked(cache.directory, alone=False):
+        _fill(cache, filler, work, state)
+
+
+def _fill(cache: Cache, filler: Filler, work: Work, state: Any) -> None:
     _drop_bad(cache, work, state)
     state.wait_for_everyone()
     cache.refresh()
@@ -211,7 +216,7 @@ def _make_room(cache: Cache, needed: int, work: Work) -> int:
         if one.name not in work.in_use:
             try:
                 drop(one)
-            except FusionError as error:  # another run writes to it, or it is another user's
+            except FusionError as error:  # another run is filling it, or it is another user's
                 work.say(str(error))
                 continue
             room += one.bytes

@@ -12,10 +12,10 @@ from typing import Any
 from fusion.errors import FusionError
 from fusion.memory_cache.store import (
     ABOUT,
-    ATTEMPTS,
     BadBlock,
     block_names,
     check_block,
+    locked,
     read_block,
     remove_abandoned,
 )
@@ -107,10 +107,11 @@ def drop(cache: Listing) -> None:
     """Remove a cache's own files. A run that reads it has it mapped, and keeps what it mapped.
 
     Raises:
-        FusionError: it is still there.
+        FusionError: a run is filling it, or it cannot be removed.
     """
-    reason = ""
-    for _ in range(ATTEMPTS):  # another process may be writing to it
+    with locked(cache.directory, alone=True) as alone:
+        if not alone:
+            raise FusionError(f"{cache.directory}: is not removed: a run is filling it")
         try:
             files = [path for path in cache.directory.iterdir() if _OWN.fullmatch(path.name)]
             for path in sorted(files, key=lambda path: path.name == ABOUT):
@@ -119,10 +120,9 @@ def drop(cache: Listing) -> None:
         except FileNotFoundError:
             return
         except OSError as error:
-            reason = str(error.strerror)
-        else:
-            return
-    raise FusionError(f"{cache.directory}: cannot be removed: {reason}; whose is it?")
+            raise FusionError(
+                f"{cache.directory}: cannot be removed: {error.strerror}; whose is it?"
+            ) from None
 
 
 def prune(root: Path, max_bytes: int | None, unused_since: float | None) -> list[Listing]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -38,7 +39,7 @@ DIGEST = 16
 DIGEST_TYPE = np.dtype(f"S{DIGEST}")
 CHECKSUM = 32
 STALE_SECONDS = 3600.0  # a block takes seconds to write; an unfinished one this old was abandoned
-ATTEMPTS = 5  # to write a block while other processes remove the directory, or the other way
+ATTEMPTS = 5  # to write a block while other processes remove the directory
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 Digests = NDArray[np.bytes_]
@@ -292,6 +293,34 @@ class Cache:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def locked(directory: Path, *, alone: bool) -> Iterator[bool]:
+    """Mark a cache as in use by this process, or, `alone`, see that no other one uses it.
+
+    Yields:
+        whether that is so; where the file system has no locks, it is
+    """
+    try:
+        file = os.open(directory, os.O_RDONLY)
+    except FileNotFoundError:
+        yield True
+        return
+    try:
+        yield _lock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+    finally:
+        os.close(file)
+
+
+def _lock(file: int, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _aside(path: Path) -> Path:

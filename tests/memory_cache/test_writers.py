@@ -21,8 +21,9 @@ from datasets import Dataset
 
 import fusion
 from fusion.composition import compose
+from fusion.errors import FusionError
 from fusion.memory_cache.fill import Filler, Sentences, Work, fill
-from fusion.memory_cache.listing import bad_blocks
+from fusion.memory_cache.listing import bad_blocks, prune
 from fusion.memory_cache.reader import Layout, MemoryReader
 from fusion.memory_cache.store import Cache
 
@@ -178,6 +179,18 @@ def test_two_writers_at_once_share_the_work_and_corrupt_nothing(place: Place) ->
     assert place.stored() == len(place.sentences)
     place.check()
     assert len(place.sentences) <= sum(encoded) < 2 * len(place.sentences)
+
+
+def test_a_cache_that_is_being_filled_is_not_dropped_for_another(place: Place) -> None:
+    with place.start() as writer:
+        place.go()
+        for number, _ in enumerate(lines(writer), 1):
+            if number == 5:
+                with pytest.raises(FusionError, match="is not removed: a run is filling it"):
+                    prune(place.cache.root, 0, None)
+    assert writer.returncode == 0
+    place.check()
+    assert len(prune(place.cache.root, 0, None)) == 1
 
 
 def test_a_cache_that_is_removed_while_it_is_written_is_written_to_the_end(place: Place) -> None:
