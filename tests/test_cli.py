@@ -89,8 +89,11 @@ BAD_RECIPES = {
     "no number": (["seed=2e3x"], ["seed", "2e3x"]),
     "bad train key": (["train.learning_rat=1"], ["train.learning_rat", "learning_rate"]),
     "negative rate": (["train.learning_rates.glue=-1"], ["train.learning_rates.glue"]),
+    "an infinite rate": (
+        ["stages=[{train: all, updates: 3, learning_rate: .inf}]"],
+        ["stages[0].learning_rate", "finite"],
+    ),
     "no end": (["stages=[{train: all, passes: .inf}]"], ["stages[0].passes", "finite"]),
-    "an infinite rate": (["train.learning_rate=.inf"], ["train.learning_rate", "finite"]),
     "never and when": (
         ["train.policies={glue: {freeze: true, after: 2}}"],
         ["train.policies.glue", "never trained", "after"],
