@@ -2,8 +2,9 @@
 
 Sides, each in a process of its own, in turn: reading the same bytes; `from_pretrained` of host and
 encoder; `torch.load` and `load_state_dict(strict=False)`; `fusion.compose` with digests known from
-an earlier time, and for the first time. Only the last two have glue, to be initialised and
-digested. Marian's class computes its table of positions, BART's is in the file. The clock starts
+an earlier time, and for the first time. These two have gated glue at every layer, to be initialised
+and digested; "little glue" has one projection (soft-prefix), to do what `from_pretrained` does.
+Marian's class computes its table of positions, BART's is in the file. The clock starts
 when everything is imported; memory is how much the process's peak grew.
 
     python -m benchmarks.load_time --scale quick
@@ -31,7 +32,8 @@ PROGRAM = "load_time"
 # width, feed-forward width, layers of the encoder; layers of the host, per side
 SIZES = {"1 MB": (16, 32, 1, 1), "100 MB": (512, 2048, 4, 2), "1 GB": (1024, 4096, 14, 4)}
 HOSTS = ("marian", "bart")
-SIDES = ["read bytes", "from_pretrained", "strict=False", "fusion", "fusion, first time"]
+LITTLE = "fusion, little glue"
+SIDES = ["read bytes", "from_pretrained", "strict=False", LITTLE, "fusion", "fusion, first time"]
 
 
 @dataclass(frozen=True)
@@ -133,24 +135,28 @@ def strict_false(folder: Path) -> Callable[[], Any]:
     return load
 
 
-def composed_recipe(folder: Path) -> Recipe:
-    """A recipe of the host and the encoder in a folder, with gated glue."""
+def composed_recipe(folder: Path, method: str = "gated") -> Recipe:
+    """A recipe of the host and the encoder in a folder, with glue at the method's own sites."""
     raw = {
         "name": "load",
         "output": str(folder / "out"),
         "host": {"source": str(folder / "host")},
         "encoders": {"bert": {"source": str(folder / "bert")}},
-        "glue": [{"method": "gated", "encoder": "bert"}],
+        "glue": [{"method": method, "encoder": "bert"}],
         "data": {"train": {"synthetic": "train"}, "dev": {"synthetic": "dev"}},
     }
     return validate_recipe(raw, folder / "load.yaml")
 
 
-def fusion_compose(folder: Path) -> Callable[[], Any]:
+def fusion_compose(folder: Path, method: str = "gated") -> Callable[[], Any]:
     from fusion.composition import compose
 
-    recipe = composed_recipe(folder)
+    recipe = composed_recipe(folder, method)
     return lambda: compose(recipe)
+
+
+def little_glue(folder: Path) -> Callable[[], Any]:
+    return fusion_compose(folder, "soft-prefix")
 
 
 def measure(side: str, folder: Path) -> dict[str, float]:
@@ -161,6 +167,7 @@ def measure(side: str, folder: Path) -> dict[str, float]:
         "read bytes": read_bytes,
         "from_pretrained": from_pretrained,
         "strict=False": strict_false,
+        LITTLE: little_glue,
     }.get(side, fusion_compose)
     work = build(folder)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -50,6 +51,7 @@ memory_cache: {dir: memory}
 """
 
 
+@pytest.mark.slow
 def test_a_language_model_host_trains_fuses_verifies_and_translates(workspace: Workspace) -> None:
     folder = workspace.folder
     (folder / "lm.yaml").write_text(HOST, encoding="utf-8")

@@ -117,6 +117,7 @@ def blocks(workspace: Workspace) -> list[Path]:
     return sorted((workspace.folder / "shown").rglob("*.block"))
 
 
+@pytest.mark.slow
 def test_a_cache_is_listed_verified_mended_and_pruned(trained: Trained) -> None:
     workspace = trained.workspace
     train_cached(workspace, "shown", "{dir: shown, block_bytes: 200kB}")

@@ -10,6 +10,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def test_a_killed_run_resumes_and_ends_bitwise_as_an_undisturbed_one(trained: Tr
     assert differ == []
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_room_is_one_message_and_leaves_the_one_before(
     trained: Trained,
 ) -> None:

@@ -112,6 +112,7 @@ def test_what_is_frozen_for_good_is_verified_against_its_source(staged: Workspac
     assert done.returncode == 0, done.stderr.decode()
 
 
+@pytest.mark.slow
 def test_a_check_takes_nothing_for_dead_that_is_frozen_for_a_time(staged: Workspace) -> None:
     done = staged.run("check", "staged.yaml")
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()

@@ -43,6 +43,7 @@ def test_everything_is_there_as_json(recipe: Path) -> None:
     assert set(content["memory"]["parts"]) == {"host", "encoders.bert", "glue"}
 
 
+@pytest.mark.slow
 def test_what_cannot_fit_is_one_message_and_exit_2(recipe: Path) -> None:
     done = run(str(recipe), "--fit", "1MB", "--hardware", "cpu2")
     assert done.returncode == 2
