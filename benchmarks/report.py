@@ -99,9 +99,14 @@ def question(program: str) -> tuple[str, str]:
     return " ".join(first.split()), "\n\n".join(" ".join(part.split()) for part in prose)
 
 
-def read_record(path: Path) -> Record:
-    """A record from its JSON file; sections that are not of one run say which each is of."""
+def read_record(path: Path) -> Record | None:
+    """A record from its JSON file; sections that are not of one run say which each is of.
+
+    None: it is no record, or one of an earlier layout.
+    """
     raw: Any = json.loads(path.read_text(encoding="utf-8"))
+    if "sections" not in raw:
+        return None
     sections = raw["sections"]
     origins = [{key: one[key] for key in ("command", "hardware") if key in one} for one in sections]
     several = any(one != origins[0] for one in origins)
@@ -119,7 +124,8 @@ def read_record(path: Path) -> Record:
 
 def records(folder: Path) -> list[Record]:
     """Every record, in the order of the programs; full scale before the others."""
-    found = [read_record(path) for path in sorted(folder.glob("*.json"))]
+    read = map(read_record, sorted(folder.glob("*.json")))
+    found = [record for record in read if record is not None]
     for path in sorted(folder.glob("*.failed")):
         program, _, scale = path.stem.partition("-")
         found.append(Record(program, scale or "full", failed=path.read_text(encoding="utf-8")))
