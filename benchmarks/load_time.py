@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,10 +156,6 @@ def fusion_compose(folder: Path, method: str = "gated") -> Callable[[], Any]:
     return lambda: compose(recipe)
 
 
-def little_glue(folder: Path) -> Callable[[], Any]:
-    return fusion_compose(folder, "soft-prefix")
-
-
 def measure(side: str, folder: Path) -> dict[str, float]:
     """Seconds of one side and MiB by which the process's peak memory grew."""
     if side == "fusion, first time":
@@ -167,7 +164,7 @@ def measure(side: str, folder: Path) -> dict[str, float]:
         "read bytes": read_bytes,
         "from_pretrained": from_pretrained,
         "strict=False": strict_false,
-        LITTLE: little_glue,
+        LITTLE: partial(fusion_compose, method="soft-prefix"),
     }.get(side, fusion_compose)
     work = build(folder)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

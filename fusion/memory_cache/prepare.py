@@ -192,28 +192,25 @@ def _config_digest(part: EncoderPart) -> str:
 LIBRARIES = ("torch", "transformers", "sentence_transformers", "fusion")
 
 
-def _own_classes(part: EncoderPart) -> set[type]:
-    """Classes of an encoder's modules that no library brings: a builder's, or a checkpoint's."""
+def _own_code(part: EncoderPart) -> dict[type, Path | None]:
+    """Classes of an encoder's modules that no library brings, and the file with each, if any."""
     classes = {type(module) for module in part.model.modules()}
-    return {one for one in classes if one.__module__.split(".")[0] not in LIBRARIES}
+    own = (one for one in classes if one.__module__.split(".")[0] not in LIBRARIES)
+    files = {one: getattr(sys.modules.get(one.__module__), "__file__", None) for one in own}
+    return {
+        one: Path(file) if file and Path(file).is_file() else None for one, file in files.items()
+    }
 
 
 def _without_a_file(part: EncoderPart) -> str | None:
-    for one in _own_classes(part):
-        file = getattr(sys.modules.get(one.__module__), "__file__", None)
-        if file is None or not Path(file).is_file():
-            return f"{one.__module__}.{one.__qualname__}"
-    return None
+    lost = (one for one, file in _own_code(part).items() if file is None)
+    return next((f"{one.__module__}.{one.__qualname__}" for one in lost), None)
 
 
 def _code_digest(part: EncoderPart) -> dict[str, str]:
     """sha256 of the files with the encoder's own classes, by module; what they import is not in."""
-    names = {one.__module__ for one in _own_classes(part)}
-    files = {name: str(sys.modules[name].__file__) for name in names}
-    return {
-        name: hashlib.sha256(Path(file).read_bytes()).hexdigest()
-        for name, file in sorted(files.items())
-    }
+    files = {one.__module__: file for one, file in _own_code(part).items() if file is not None}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
 
 def _layers(part: EncoderPart) -> int | None:
