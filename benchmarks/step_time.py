@@ -19,6 +19,7 @@ from benchmarks.harness import Spread
 from benchmarks.runs import recipe_of
 from fusion.composition import Composition
 from fusion.data import TokenBatchSampler, read_corpus, tokenise
+from fusion.denormals import flushed_denormals
 from fusion.memory_cache.prepare import Collate, Hardware, prepare
 from fusion.model import FusedModel
 from fusion.processor import FusionProcessor
@@ -75,6 +76,7 @@ def make_side(run: Path) -> tuple[Side, list[list[int]]]:
     return Side(model, prepared.train, prepared.collate, optimizer, recipe), list(batches)
 
 
+@flushed_denormals()
 def step_times(runs: dict[str, Path], rounds: int, steps: int) -> dict[str, Spread]:
     """Seconds of `steps` steps over those of the first row's in the same round, for every row.
 

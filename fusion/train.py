@@ -26,6 +26,7 @@ from fusion.callbacks import Freezer, StopInLastStage
 from fusion.check import Findings, check_model
 from fusion.composition import Composition, compose, plan
 from fusion.data import read_corpus, tokenise
+from fusion.denormals import flushed_denormals
 from fusion.errors import RecipeError, TrainingError, WarmStartError
 from fusion.evaluate import score
 from fusion.memory_cache.prepare import Hardware, prepare
@@ -44,6 +45,7 @@ CHECKED_PAIRS = 8
 
 
 @names_the_recipe
+@flushed_denormals()
 def run(recipe: Recipe, say: Say = lambda text: None, *, full: bool = False) -> RunResult:
     """Train a recipe: its host first where that is another recipe's output that is missing.
 
