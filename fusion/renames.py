@@ -34,7 +34,7 @@ def hub_rules(
     """
     wanted = model.state_dict()
     missing = {name for name in wanted if name not in keys and name not in taken}
-    if not missing:
+    if not missing or all(key in wanted for key in keys):  # the mapping takes 0.1 s to build
         return {}
     every = get_model_conversion_mapping(model)
     renames = [one for one in every if isinstance(one, WeightRenaming)]
