@@ -151,7 +151,8 @@ LONGT5 = replace(
     ),
 )
 
-# The decoder's own attention reads n-gram streams beside the words: its x has (1 + n) T positions.
+# The decoder's layers have n-gram streams beside the words: their x has (1 + n) T positions. Logits
+# come from those streams, not from the words' that the decoder gives out: no decoder.output.
 # In transformers 5 its logits of a prefix change with what follows; with glue as without.
 PROPHETNET = Family(
     model_class="ProphetNetForConditionalGeneration",
@@ -164,6 +165,7 @@ PROPHETNET = Family(
         "encoder.embeddings": At("prophetnet.encoder.word_embeddings", x="output"),
         "decoder.embeddings": At("prophetnet.decoder.word_embeddings", x="output"),
         "encoder.{i}.output": At("prophetnet.encoder.layers.{i}", x="output"),
+        "decoder.{i}.output": At("prophetnet.decoder.layers.{i}", x="output"),
         "encoder.output": At("prophetnet.encoder", x="output"),
     },
     encoder_heads="num_encoder_attention_heads",
