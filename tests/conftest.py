@@ -26,9 +26,12 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: every core has a worker
 
 
+LONG = {"end_to_end", "testing", "benchmarks", "memory_cache", "estimates", "proposals"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that the workers end at about the same time."""
-    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
+    items.sort(key=lambda item: LONG.isdisjoint(item.path.parts))
 
 
 SENTENCES = [
