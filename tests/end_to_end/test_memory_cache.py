@@ -48,6 +48,7 @@ def with_cache(trained: Trained) -> str:
     return train_cached(trained.workspace, "cached", "{dir: memory, block_bytes: 200kB}")
 
 
+@pytest.mark.slow
 def test_the_loss_curve_with_an_fp32_cache_is_the_one_without(
     trained: Trained, on_the_fly: list[float], with_cache: str
 ) -> None:

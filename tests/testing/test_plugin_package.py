@@ -94,6 +94,7 @@ def test_an_installed_package_is_listed_with_its_name_and_version(environment: P
         assert "fusion_example" in line and "fusion-example 1.0" in line
 
 
+@pytest.mark.slow
 def test_the_kit_passes_and_a_recipe_trains_verifies_and_translates(environment: Path) -> None:
     assert run(environment, "-W", "ignore", "-c", CHECKS).startswith("[16, 19, 18]")
     (environment.parent / "mine.yaml").write_text(RECIPE, encoding="utf-8")
