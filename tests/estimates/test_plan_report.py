@@ -32,6 +32,7 @@ def test_a_plan_says_the_memory_of_every_part_and_in_all(recipe: Path) -> None:
         assert word in done.stdout
 
 
+@pytest.mark.slow
 def test_everything_is_there_as_json(recipe: Path) -> None:
     options = ["--data", "100M", "--hardware", "h100", "--memory", "--fit", "10GB", "--json"]
     done = run(str(recipe), *options)
