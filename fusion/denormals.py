@@ -14,7 +14,7 @@ def flushed_denormals() -> Iterator[None]:
 
     Pretrained encoders have them in reach: training decayed two of the 384 weights of MiniLM's last
     norm to 5e-33, so products of its memory and small gradients are denormal. Holds for this thread
-    and those that torch starts for it from now on; no effect where the processor has no such mode.
+    and for good for those that torch starts meanwhile; no effect where the processor cannot.
     """
     before = _flushes()
     torch.set_flush_denormal(True)
