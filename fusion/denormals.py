@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @contextmanager
@@ -22,6 +28,25 @@ def flushed_denormals() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(before)
+
+
+def denormals_kept(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a function keep denormal numbers, called in the midst of `flushed_denormals` too.
+
+    It runs in a thread of its own: torch's threads flush for good where they were started so, and
+    those that a new thread starts do not.
+    """
+
+    @wraps(function)
+    def kept(*args: P.args, **kwargs: P.kwargs) -> R:
+        def call() -> R:
+            torch.set_flush_denormal(False)
+            return function(*args, **kwargs)
+
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            return thread.submit(call).result()
+
+    return kept
 
 
 def _flushes() -> bool:

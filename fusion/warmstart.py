@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fusion.checkpoints.directory import open_source
 from fusion.checkpoints.source import Source, learn, nonfinite, tensor_digest
+from fusion.denormals import denormals_kept
 from fusion.errors import FusionError, LedgerError, SourceError, WarmStartError
 from fusion.inits import generator_for
 from fusion.ledger import Entry, Ledger, Origin
@@ -56,6 +57,7 @@ def parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
+@denormals_kept  # the same numbers while training, loading and verifying
 @torch.inference_mode(False)
 def warm_start(
     module: nn.Module,
