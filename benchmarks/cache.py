@@ -25,7 +25,7 @@ import torch
 from datasets import Dataset
 
 from benchmarks.harness import RESULTS, Spread, table
-from benchmarks.records import write_record
+from benchmarks.records import print_record
 from benchmarks.sides import (
     DEVICE,
     GATED,
@@ -196,15 +196,10 @@ def main() -> None:
     parser.add_argument("--scale", choices=list(SCALES), default="quick")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="cache_"))
-    try:
-        found = measure(SCALES[arguments.scale], folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    shown = sections(found)
-    print("\n\n".join(text for one in shown for text in one))
+    with tempfile.TemporaryDirectory(prefix="cache_", ignore_cleanup_errors=True) as folder:
+        found = measure(SCALES[arguments.scale], Path(folder))
     where = {"scale": arguments.scale, "folder": arguments.results}
-    print(write_record(PROGRAM, found, shown, **where))
+    print_record(PROGRAM, found, sections(found), **where)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.harness import RESULTS, ROOT, table
 from benchmarks.jobs import Job, merged, train_all
-from benchmarks.records import write_record
+from benchmarks.records import print_record
 from benchmarks.runs import mean, read_run, shown
 from benchmarks.small import SCALES, TESTS, Small
 from fusion.memory_cache.formats import FORMATS
@@ -78,9 +78,7 @@ def main() -> None:
         scores = {test: run.tests[test]["bleu"] for test in TESTS} | {"dev": run.best.bleu}
         rows.setdefault(job.row, {})[str(job.seed)] = scores
     section = (SAYS, quality_table(rows))
-    print("\n\n".join(section))
-    where = {"scale": scale, "folder": arguments.results}
-    print(write_record(PROGRAM, rows, [section], **where))
+    print_record(PROGRAM, rows, [section], scale=scale, folder=arguments.results)
 
 
 SAYS = (

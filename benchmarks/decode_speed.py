@@ -12,7 +12,6 @@ in every step and for every beam anew, and repeats the memory for every beam.
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import RESULTS, Spread, table
-from benchmarks.records import write_record
+from benchmarks.records import print_record
 from benchmarks.sides import DEVICE, GATED, SHAPES, Bench, against, in_turn
 from fusion.composition import Composition
 from fusion.model import FusedModel
@@ -162,15 +161,10 @@ def main() -> None:
     parser.add_argument("--scale", choices=list(SCALES), default="quick")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="decode_speed_"))
-    try:
-        found = measure(SCALES[arguments.scale], folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    sections = [section(found)]
-    print("\n\n".join(sections[0]))
+    with tempfile.TemporaryDirectory(prefix="decode_speed_", ignore_cleanup_errors=True) as folder:
+        found = measure(SCALES[arguments.scale], Path(folder))
     where = {"scale": arguments.scale, "folder": arguments.results}
-    print(write_record(PROGRAM, found, sections, **where))
+    print_record(PROGRAM, found, [section(found)], **where)
 
 
 if __name__ == "__main__":

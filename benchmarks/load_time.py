@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import RESULTS, Spread, run_side, table
-from benchmarks.records import write_record
+from benchmarks.records import print_record
 from fusion.recipe import Recipe, validate_recipe
 
 PROGRAM = "load_time"
@@ -231,9 +231,8 @@ def main() -> None:
         for kind in scale.hosts
     }
     shown = section(results, scale.repetitions)
-    print("\n\n".join(shown))
     where = {"scale": arguments.scale, "folder": arguments.results}
-    print(write_record(PROGRAM, results, [shown], **where))
+    print_record(PROGRAM, results, [shown], **where)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,14 @@ def write_record(
     return path
 
 
+def print_record(
+    program: str, results: Any, sections: list[Section], *, scale: str, folder: Path
+) -> None:
+    """Print the tables, write the record of this run, and say where it is."""
+    print("\n\n".join(text for section in sections for text in section))
+    print(write_record(program, results, sections, scale=scale, folder=folder))
+
+
 def record_name(program: str, scale: str) -> str:
     """Of the files of a program at a scale."""
     return program if scale == "full" else f"{program}-{scale}"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.harness import RESULTS, Spread, table
 from benchmarks.load_time import SCALES, composed_recipe, make
-from benchmarks.records import write_record
+from benchmarks.records import print_record
 
 PROGRAM = "save_size"
 Rows = list[dict[str, float]]
@@ -83,9 +83,8 @@ def main() -> None:
     scale = SCALES[arguments.scale]
     results = {size: compare(size, scale.repetitions) for size in scale.sizes}
     shown = section(results, scale.repetitions)
-    print("\n\n".join(shown))
     where = {"scale": arguments.scale, "folder": arguments.results}
-    print(write_record(PROGRAM, results, [shown], **where))
+    print_record(PROGRAM, results, [shown], **where)
 
 
 if __name__ == "__main__":

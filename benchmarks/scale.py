@@ -26,7 +26,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import RESULTS, table
-from benchmarks.records import write_record
+from benchmarks.records import print_record
 from benchmarks.step_time import Side
 from fusion.composition import Composition
 from fusion.data import TokenBatchSampler, read_corpus, tokenise
@@ -283,16 +283,12 @@ def main() -> None:
     shown = table(
         [["text", "figure", "estimated", "measured", "error"], *(row.cells() for row in rows)]
     )
-    print(shown)
     results = {
         "hardware": asdict(where),
         "rows": [asdict(row) | {"error": row.error} for row in rows],
     }
     says = "What `fusion plan --data` estimates, against what was measured on this machine."
-    written = write_record(
-        "scale", results, [(says, shown)], scale=arguments.scale, folder=arguments.results
-    )
-    print(written)
+    print_record("scale", results, [(says, shown)], scale=arguments.scale, folder=arguments.results)
 
 
 if __name__ == "__main__":
