@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from fusion.denormals import flushed_denormals
+from fusion.warmstart import warm_start
 
 IN_BOTH_THREADS = """
 import torch
@@ -43,6 +46,20 @@ def test_denormal_numbers_are_0_inside_and_themselves_afterwards() -> None:
     with flushed_denormals():
         assert product() == 0
     assert product() > 0
+
+
+def test_a_rule_that_scales_below_normal_numbers_gives_the_same_bits_while_training(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "source.pt"
+    torch.save({"weight": torch.linspace(-1, 1, 1 << 18).reshape(512, 512)}, source)
+    rules = {"weight": {"from": "weight", "ops": [{"scale": 2.0**-130}]}}
+    before, inside = (nn.Linear(512, 512, bias=False) for _ in range(2))
+    warm_start(before, source, rules=rules)
+    with flushed_denormals():
+        warm_start(inside, source, rules=rules)
+    assert 0 < float(before.weight.detach().abs().max()) < 1.2e-38
+    assert torch.equal(inside.weight.view(torch.int32), before.weight.view(torch.int32))
 
 
 def test_who_had_flushed_them_before_still_does() -> None:

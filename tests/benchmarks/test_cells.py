@@ -87,7 +87,6 @@ def test_a_training_step_that_moves_too_little_or_too_much_is_no_training_step(
         matrix._train(model, SimpleNamespace(batch=torch.ones(1, 2)))  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
 def test_every_pair_of_a_few_hosts_and_encoders_and_all_methods_works(
     run_module: RunModule, tmp_path: Path
 ) -> None:

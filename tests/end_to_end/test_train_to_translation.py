@@ -12,23 +12,6 @@ from fusion.saved import load_model
 if TYPE_CHECKING:
     from .conftest import Trained
 
-SCALED = """
-extends: fused.yaml
-name: tiny-numbers
-output: runs/tiny-numbers
-encoders:
-  bert:
-    rules:
-      embeddings.{p*}: embeddings.{p*}
-      encoder.layer.{i}.attention.{p*}: encoder.layer.{i}.attention.{p*}
-      encoder.layer.{i}.intermediate.{p*}: encoder.layer.{i}.intermediate.{p*}
-      encoder.layer.{i}.output.LayerNorm.{p}: encoder.layer.{i}.output.LayerNorm.{p}
-      encoder.layer.{i}.output.dense.{p}:
-        from: encoder.layer.{i}.output.dense.{p}
-        ops: [{scale: 7.52316384526264e-37}]
-train: {max_steps: 2, warmup_steps: 1}
-"""  # 2^-120
-
 
 def test_training_trains_the_host_first_and_leaves_scores_and_translations(
     trained: Trained,
@@ -112,17 +95,3 @@ def test_the_output_of_another_recipe_is_refused(trained: Trained) -> None:
     assert done.returncode == 2
     assert "holds the run of another recipe" in message and "Traceback" not in message
     assert record.read_bytes() == before
-
-
-def test_an_encoder_that_a_rule_scales_below_normal_numbers_trains_and_verifies(
-    trained: Trained,
-) -> None:
-    workspace = trained.workspace
-    (workspace.folder / "tiny-numbers.yaml").write_text(SCALED, encoding="utf-8")
-    done = workspace.run("train", "tiny-numbers.yaml")
-    assert done.returncode == 0, done.stderr.decode()
-    verified = workspace.run("verify", "runs/tiny-numbers")
-    assert verified.returncode == 0, verified.stderr.decode()
-    tensors = load_model(workspace.folder / "runs/tiny-numbers/model").state_dict()
-    scaled = tensors["encoders.bert.model.encoder.layer.1.output.dense.weight"].abs()
-    assert ((scaled > 0) & (scaled < 1.2e-38)).float().mean() > 0.1
