@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib.util import find_spec
 from math import inf
@@ -51,7 +52,7 @@ def training_arguments(recipe: Recipe, model: FusedModel) -> tuple[Seq2SeqTraini
         "per_device_eval_batch_size": 64,
         "load_best_model_at_end": True,
         "metric_for_best_model": "bleu",
-        "greater_is_better": True,
+        "greater_is_better": best_metric(given) != "loss",
         "save_total_limit": max(2, keep),
         "generation_num_beams": 1,
         "ddp_find_unused_parameters": model.may_drop or freezes_for_a_time(recipe),
@@ -109,8 +110,7 @@ def checked_values(recipe: Recipe) -> dict[str, Any]:
         if _is_number(value) and not least <= value < inf:
             raise RecipeError(f"train.{key}: found {found!r}; should be a number from {least} on")
         values[key] = value
-    metric = str(values.get("metric_for_best_model", "bleu")).removeprefix("eval_")
-    if metric not in METRICS:
+    if (metric := best_metric(values)) not in METRICS:
         raise RecipeError(
             f"train.metric_for_best_model: found {metric!r}; dev has {', '.join(METRICS)}"
         )
@@ -118,6 +118,11 @@ def checked_values(recipe: Recipe) -> dict[str, Any]:
         found = values["label_smoothing_factor"]
         raise RecipeError(f"train.label_smoothing_factor: found {found!r}; should be below 1")
     return values
+
+
+def best_metric(values: Mapping[str, Any]) -> str:
+    """What of dev chooses the best checkpoint, without transformers' `eval_`."""
+    return str(values.get("metric_for_best_model", "bleu")).removeprefix("eval_")
 
 
 def _is_number(value: Any) -> bool:

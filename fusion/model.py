@@ -12,7 +12,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSeq2SeqLM, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    GenerationMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
@@ -477,15 +482,21 @@ class FusedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
 
 def _build_encoder(name: str, spec: dict[str, Any]) -> EncoderPart:
+    builder = ENCODERS.get(spec["builder"])  # a plug-in brings its config's class
     config = config_from_dict(spec["config"])
     try:
-        model = ENCODERS.get(spec["builder"])(config)
+        model = builder(config)
     except FusionError:
         raise
     except Exception as error:  # each class and plug-in has reasons of its own
         raise ModelError(
             f"encoders.{name}: {config.model_type} cannot be built from its config: {error}"
         ) from error
+    if not isinstance(getattr(model, "config", None), PretrainedConfig):
+        raise ModelError(
+            f'encoders.{name}: builder "{spec["builder"]}" gives a {type(model).__name__} without '
+            "a .config; it is a module with its transformers config, a PreTrainedModel say"
+        )
     return EncoderPart(
         model,
         layer=spec["layer"],
@@ -515,6 +526,11 @@ def _build_glue(spec: dict[str, Any], place: Place) -> Glue:
         module: Glue = method(place, **options_of(method, spec))
     except (TypeError, FusionError) as error:
         raise RecipeError(f'glue "{spec["name"]}": {error}') from None
+    except Exception as error:  # a plug-in has reasons of its own
+        raise RecipeError(
+            f'glue "{spec["name"]}": {spec["method"]} cannot be built: '
+            f"{type(error).__name__}: {error}"
+        ) from error
     return module
 
 

@@ -14,6 +14,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 
 import fusion
+from fusion.arguments import best_metric
 from fusion.callbacks import StopInLastStage
 from fusion.errors import TrainingError
 from fusion.evaluate import Evaluation, score
@@ -25,6 +26,8 @@ from fusion.saved import GLUE_FILE, load_model, parts_of, read_json, save_model
 from fusion.trainer import FusionTrainer, checkpoints
 from fusion.translate import translate
 from fusion.writing import write_json
+
+SHOWN = {"bleu": "BLEU", "chrf": "chrF", "loss": "loss"}
 
 
 @dataclass
@@ -101,7 +104,7 @@ def finish(
     """
     output = Path(recipe.output)
     model = trainer.accelerator.unwrap_model(trainer.model)
-    dev_bleu = trainer.state.best_metric
+    dev_bleu = _best_bleu(trainer)
     if recipe.train.average_checkpoints > 1:
         dev_bleu = _average(recipe, trainer, model, dev_bleu, say)
     updates, seconds = trainer.state.global_step, round(trainer.watch.seconds, 1)
@@ -125,28 +128,42 @@ def finish(
     return result
 
 
+def _best_bleu(trainer: FusionTrainer) -> float | None:
+    """BLEU on dev of the best checkpoint, by whichever metric it was chosen."""
+    scores = {e["step"]: e["eval_bleu"] for e in trainer.state.log_history if "eval_bleu" in e}
+    return scores.get(trainer.state.best_global_step)
+
+
 def _average(
     recipe: Recipe,
     trainer: FusionTrainer,
     model: FusedModel,
-    best: float | None,
+    best_bleu: float | None,
     say: Callable[[str], None],
 ) -> float | None:
-    """Average the last checkpoints' tensors; keep the average where dev BLEU says so."""
+    """Average the last checkpoints' tensors; keep the average where dev's best metric says so.
+
+    Returns:
+        BLEU on dev of what was kept
+    """
     paths = checkpoints(Path(trainer.args.output_dir))[-recipe.train.average_checkpoints :]
     if len(paths) < 2:
-        return best
+        return best_bleu
     average_into(model, paths)
     trainer.remove_callback(StopInLastStage)
-    bleu: float = trainer.evaluate(metric_key_prefix="average")["average_bleu"]
-    kept = best is None or bleu > best
+    metric = best_metric(recipe.train.arguments)
+    found = trainer.evaluate(metric_key_prefix="average")
+    mean, single = found[f"average_{metric}"], trainer.state.best_metric
+    sign = 1 if trainer.args.greater_is_better else -1
+    kept = single is None or sign * mean > sign * single
     say(
-        f"{recipe.name}: mean of the last {len(paths)} checkpoints: dev BLEU {bleu:.2f}, "
-        f"best single one {best or 0:.2f}; kept: {'the mean' if kept else 'the single one'}"
+        f"{recipe.name}: mean of the last {len(paths)} checkpoints: dev {SHOWN[metric]} "
+        f"{mean:.2f}, best single one {single or 0:.2f}; kept: "
+        f"{'the mean' if kept else 'the single one'}"
     )
     if not kept:
         trainer.read_checkpoint(Path(trainer.state.best_model_checkpoint or paths[-1]))
-    return bleu if kept else best
+    return found["average_bleu"] if kept else best_bleu
 
 
 def average_into(model: FusedModel, paths: list[Path]) -> None:

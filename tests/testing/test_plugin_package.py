@@ -30,6 +30,17 @@ reports = [
 print([len(report.passed) for report in reports])
 bag.save(Path("bag"))
 """
+SAVED = """
+from pathlib import Path
+from fusion.registry import ENCODERS
+from fusion.testing.bench import Bench, EncoderChoice, HostChoice
+
+ENCODERS.get("bag")
+from fusion_example import BagConfig
+
+bag = {"bag": EncoderChoice(BagConfig(vocab_size=110), builder="bag")}
+Bench(Path("bench"), HostChoice("marian"), bag, [{"method": "gated", "encoder": "bag"}]).saved
+"""
 RECIPE = """
 name: mine
 output: runs/mine
@@ -92,6 +103,13 @@ def test_an_installed_package_is_listed_with_its_name_and_version(environment: P
     for name in ("bag", "pooled", "my-marian"):
         (line,) = [line for line in listed.split("\n") if f" {name} " in line]
         assert "fusion_example" in line and "fusion-example 1.0" in line
+
+
+def test_a_new_process_reads_a_model_that_has_only_its_encoder_from_the_package(
+    environment: Path,
+) -> None:
+    run(environment, "-W", "ignore", "-c", SAVED)
+    assert "are what the ledger says" in run(environment, "-m", "fusion", "verify", "bench/saved")
 
 
 @pytest.mark.slow
