@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.harness import RESULTS, ROOT, table
 from benchmarks.jobs import Job, merged, train_all
 from benchmarks.records import print_record
-from benchmarks.runs import mean, read_run, shown
+from benchmarks.runs import mean, read_run, shown, trained_at
 from benchmarks.small import SCALES, TESTS, Small
 from fusion.memory_cache.formats import FORMATS
 
@@ -73,11 +73,13 @@ def main() -> None:
     ]
     train_all([host_job(small, folder), *jobs], folder, arguments.workers)
     rows: dict[str, dict[str, Any]] = {}
+    commits = []
     for job in jobs:
         run = read_run(job.output(folder))
         scores = {test: run.tests[test]["bleu"] for test in TESTS} | {"dev": run.best.bleu}
         rows.setdefault(job.row, {})[str(job.seed)] = scores
-    section = (SAYS, quality_table(rows))
+        commits.append(run.commit)
+    section = (SAYS + trained_at(commits), quality_table(rows))
     print_record(PROGRAM, rows, [section], scale=scale, folder=arguments.results)
 
 

@@ -2,9 +2,10 @@
 
 Every side translates the same sentences, greedily and with beam 5, and every output has the same
 length: min_new_tokens = max_new_tokens. "Host" is transformers' own `generate` of the host's class;
-"through fusion" is the same host as a model without glue. The fused model reads the encoder once
-per sentence; its share is measured by itself. "Nothing kept" projects the memory's keys and values
-in every step and for every beam anew, and repeats the memory for every beam.
+"through fusion" is the same host as a model without glue: beams leave the source's keys and values
+where they are. The fused model reads the encoder once per sentence; its share is measured by
+itself. "Nothing kept" projects the memory's keys and values in every step and for every beam anew,
+and repeats the memory for every beam.
 
     python -m benchmarks.decode_speed --scale quick
 """
@@ -149,8 +150,8 @@ def section(content: dict[str, Any]) -> tuple[str, str]:
         f"{content['tokens']} tokens, fp32, gated glue at every layer; medians of interleaved "
         "rounds with smallest and largest. Ratios are within a round. Of the host: against "
         "transformers' own `generate` of it, as it is decoded without fusion. Of the host through "
-        "fusion: like for like, the same host in the same code, whose keys and values are "
-        "computed once per sentence, not once per beam; this is what encoder and glue cost."
+        "fusion: the same host as a model without glue, whose keys and values of the source stay "
+        "where they are when beams change places; a fused model computes them once a sentence, too."
     )
     return says, table(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -56,8 +57,9 @@ def hardware() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def commit() -> str:
-    """The commit that is measured; `+` if files differ from it."""
+    """The commit that is measured, when first asked for; `+` if files differ from it."""
     try:
         head = _git("rev-parse", "--short", "HEAD")
         return head + ("+" if _git("status", "--porcelain", "-uno") else "")

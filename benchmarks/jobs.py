@@ -1,7 +1,8 @@
 """Runs that a benchmark needs: recipes derived from shipped ones, trained several at a time.
 
 Every run is an ordinary recipe in FOLDER/recipes, so that `fusion train FILE` would do the same;
-a finished one is not trained again, an interrupted one is resumed.
+a finished one is not trained again, an interrupted one is resumed. At which commit it was finished
+stands in its directory.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from benchmarks.harness import commit
+
+COMMIT = "commit.txt"  # in a run's directory
 
 
 @dataclass(frozen=True)
@@ -129,4 +134,9 @@ def _train(recipe: Path, log: Path, threads: int) -> None:
         from fusion.train import run
 
         torch.set_num_threads(threads)
-        run(load_recipe(recipe), lambda text: print(text, flush=True))
+        loaded, now = load_recipe(recipe), commit()
+        place = Path(loaded.output)
+        finished = (place / "run.json").is_file()
+        run(loaded, lambda text: print(text, flush=True))
+        if not finished:
+            (place / COMMIT).write_text(f"{now}\n", encoding="utf-8")

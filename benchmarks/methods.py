@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.harness import RESULTS, ROOT, Spread, table
 from benchmarks.jobs import Job, merged, train_all
 from benchmarks.records import record_name, write_record
-from benchmarks.runs import mean, read_run, shown
+from benchmarks.runs import mean, read_run, shown, trained_at
 from benchmarks.small import SCALES, Small
 from fusion.recipe import load_recipe
 from fusion.saved import read_json
@@ -78,6 +78,7 @@ def measured(job: Job, folder: Path) -> dict[str, Any]:
         "seconds": run.total_seconds,
         "dev": run.best.bleu,
         "tests": run.tests,
+        "commit": run.commit,
     }
 
 
@@ -190,11 +191,12 @@ def steps(runs: dict[str, Path], rounds: tuple[int, int]) -> dict[str, Any]:
 
 def report(results: dict[str, Any], order: list[str], scale: str, folder: Path) -> None:
     """Print the table; write JSON and plot."""
-    section = (SAYS, methods_table(results, order))
+    commits = [run["commit"] for runs in results["rows"].values() for run in runs.values()]
+    section = (SAYS + trained_at(commits), methods_table(results, order))
     folder.mkdir(parents=True, exist_ok=True)
     plot = bars(results, order, folder / f"{record_name(PROGRAM, scale)}.png")
     path = write_record(PROGRAM, results, [section], scale=scale, folder=folder, plots=[plot])
-    print(f"{SAYS}\n\n{section[1]}\n\n{path}")
+    print("\n\n".join([*section, str(path)]))
 
 
 SAYS = (

@@ -36,15 +36,16 @@ def kind_of(operation: str) -> str:
     return max(fitting)[1] if fitting else REST
 
 
-def milliseconds(step: Callable[[], object], steps: int) -> dict[str, float]:
-    """Of one step, by kind, over some steps; with "in all"."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        for _ in range(steps):
-            step()
-    found = dict.fromkeys([*KINDS, REST], 0.0)
-    for event in profiler.key_averages():
-        found[kind_of(event.key)] += event.self_cpu_time_total / 1000 / steps
-    return found | {"in all": sum(found.values())}
+def milliseconds(sides: dict[str, Callable[[], object]], steps: int) -> dict[str, dict[str, float]]:
+    """Of one step of every side, by kind, over some steps of each in turn; with "in all"."""
+    found = {name: dict.fromkeys([*KINDS, REST], 0.0) for name in sides}
+    for _ in range(steps):
+        for name, step in sides.items():
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                step()
+            for event in profiler.key_averages():
+                found[name][kind_of(event.key)] += event.self_cpu_time_total / 1000 / steps
+    return {name: kinds | {"in all": sum(kinds.values())} for name, kinds in found.items()}
 
 
 def profile_table(sides: dict[str, dict[str, float]]) -> str:

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import RESULTS, hardware
+from benchmarks.harness import RESULTS, commit, hardware
 
+commit()  # as the program begins: another may come before it ends
 Section = tuple[str, str]  # what a table says, and the table in Markdown
 Origin = dict[str, Any]  # "command" and "hardware", the commit in it; empty: not recorded
 

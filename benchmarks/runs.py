@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.jobs import COMMIT
 from fusion.data import read_corpus, tokenise
 from fusion.errors import TrainingError
 from fusion.evaluate import compare
@@ -48,6 +49,7 @@ class Run:
         memory: where frozen memory was read from -> seconds to compute it there
         points: one for each dev evaluation; averaged checkpoints, where kept, give one at the end
         tests: test set -> {"bleu", "chrf"}
+        commit: at which a benchmark trained it
     """
 
     directory: Path
@@ -59,6 +61,7 @@ class Run:
     memory: dict[str, float]
     points: list[Point]
     tests: dict[str, dict[str, float]]
+    commit: str
     recipe: Recipe = field(repr=False)
 
     @property
@@ -121,8 +124,20 @@ def read_run(directory: Path) -> Run:
             name: {metric: scores[metric]["score"] for metric in ("bleu", "chrf")}
             for name, scores in record["tests"].items()
         },
+        commit=commit_of(directory),
         recipe=recipe,
     )
+
+
+def commit_of(directory: Path) -> str:
+    """At which commit a benchmark finished a run."""
+    path = directory / COMMIT
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else "unknown"
+
+
+def trained_at(commits: Iterable[str]) -> str:
+    """What a table says of the commits of its runs, which may be older than the table."""
+    return f" Runs trained at commit {', '.join(dict.fromkeys(commits))}."
 
 
 def recipe_of(directory: Path) -> Recipe:
@@ -201,11 +216,11 @@ def mean(values: Iterable[float]) -> float:
 
 
 def shown(values: Iterable[float], digits: int = 2) -> str:
-    """Mean of one value per seed, with smallest and largest where there are several."""
+    """Mean of one value per seed, with smallest and largest where they differ."""
     numbers = list(values)
     if not numbers:
         return "-"
     text = f"{mean(numbers):,.{digits}f}"
-    if len(numbers) > 1:
+    if min(numbers) < max(numbers):
         text += f" ({min(numbers):,.{digits}f} to {max(numbers):,.{digits}f})"
     return text

@@ -30,6 +30,7 @@ from benchmarks.records import print_record
 from benchmarks.step_time import Side
 from fusion.composition import Composition
 from fusion.data import TokenBatchSampler, read_corpus, tokenise
+from fusion.denormals import flushed_denormals
 from fusion.estimates.calibration import measure
 from fusion.estimates.hardware import Hardware
 from fusion.estimates.memory import planned_model
@@ -178,6 +179,7 @@ def make_side(recipe: Recipe, composition: Composition) -> tuple[Side, list[list
     return Side(model, prepared.train, prepared.collate, optimizer, recipe), list(batches)
 
 
+@flushed_denormals()
 def measure_steps(case: Case, folder: Path, where: Hardware, steps: int) -> list[Row]:
     """Seconds of a step, of each way to compute it in turn."""
     cached = recipe_of(case, folder)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class Bench:
     """One shape, its text and its models, in a folder.
 
     Attributes:
-        pairs: of text that are used
+        pairs: of text that are used: its first ones
     """
 
     folder: Path
@@ -230,6 +231,20 @@ def tokenised(bench: Bench, composition: Composition) -> Dataset:
 def batches_of(bench: Bench, rows: Dataset) -> TokenBatchSampler:
     """The batches that every side is given."""
     return TokenBatchSampler(rows["lengths"], bench.shape.batch_tokens, seed=1)
+
+
+def some_batches(bench: Bench, rows: Dataset, count: int) -> tuple[Dataset, list[list[int]], float]:
+    """Batches drawn from those of the whole text, whose padding they have, and their rows alone.
+
+    Returns:
+        rows, batches of their numbers, and the padding of the whole text's batches
+    """
+    sampler = batches_of(bench, rows)
+    drawn = list(sampler)[:count]
+    chosen = [index for batch in drawn for index in batch]
+    ends = list(accumulate(len(batch) for batch in drawn))
+    numbers = [list(range(end - len(batch), end)) for batch, end in zip(drawn, ends, strict=True)]
+    return rows.select(chosen), numbers, sampler.padding
 
 
 Run = Callable[[int], float]

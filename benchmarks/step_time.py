@@ -1,7 +1,8 @@
 """Seconds of a training step of several models on the same sentences, in turn.
 
 A step is what training does: a batch from disk (frozen memory from its cache), forward, backward,
-clipping, AdamW. Every round times every model, so that what else the machine does hits all alike.
+clipping, fused AdamW. Every round times every model, so that what else the machine does hits all
+alike.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def make_side(run: Path) -> tuple[Side, list[list[int]]]:
     if recipe.host.attention is not None:  # a plain host's directory does not say which it was
         model.host.set_attn_implementation(recipe.host.attention)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
     return Side(model, prepared.train, prepared.collate, optimizer, recipe), list(batches)
 
 

@@ -45,10 +45,12 @@ from benchmarks.sides import (
     against,
     batches_of,
     in_turn,
+    some_batches,
     tokenised,
 )
 from benchmarks.straightforward import Straightforward
 from fusion.checkpoints.directory import locate
+from fusion.denormals import flushed_denormals
 from fusion.memory_cache.formats import FORMATS
 from fusion.model import FusedModel
 
@@ -64,6 +66,7 @@ PROFILED = (
         for memory in ("on the fly", "cached bf16")
     ),
 )
+DRAWN = 8  # steps over which what drop-net leaves out is averaged
 Logits = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 
@@ -85,8 +88,14 @@ class Scale:
 
 
 SCALES = {
-    "small": {"quick": Scale(2000, 3, 5), "full": Scale(30_000, 10, 9)},
-    "base": {"quick": Scale(1000, 1, 5, False), "full": Scale(30_000, 3, 7, False)},
+    "small": {
+        "quick": Scale(30_000, 3, 5),
+        "full": Scale(30_000, 10, 9),
+    },
+    "base": {
+        "quick": Scale(30_000, 1, 5, False),
+        "full": Scale(30_000, 3, 7, False),
+    },
     "tiny": {"tiny": Scale(60, 1, 5, memory_sides=MEMORY_SIDES[:2])},
 }
 
@@ -191,13 +200,13 @@ def memory_of(name: str, folder: Path, shape: str, pairs: int) -> dict[str, floa
     return {"mib": peak_mib() - before}
 
 
+@flushed_denormals()
 def measure(shape: str, scale: Scale, folder: Path) -> dict[str, Any]:
     """Every side in turn, then the memory of some, each in a process of its own."""
     bench = Bench(folder, SHAPES[shape], scale.pairs)
-    rows = tokenised(bench, bench.fused(GATED)[1])
+    whole = tokenised(bench, bench.fused(GATED)[1])
+    rows, batches, padding = some_batches(bench, whole, scale.steps * (scale.repetitions + 1))
     rows.save_to_disk(str(folder / "rows"))
-    sampler = batches_of(bench, rows)
-    batches = list(sampler)
     sides = {name: make_side(name, bench, rows) for name in names(scale)}
 
     def runner(side: Side) -> Callable[[int], float]:
@@ -208,24 +217,24 @@ def measure(shape: str, scale: Scale, folder: Path) -> dict[str, Any]:
         return one_round
 
     seconds = in_turn({name: runner(side) for name, side in sides.items()}, scale.repetitions)
-    drawn = 8 if scale.steps > 1 else 4  # steps over which what is left out is averaged
-    flops = {name: side.flops(batches[:1] * drawn) for name, side in sides.items()}
-    parameters = {name: side.parameters for name, side in sides.items()}
-    profiles = {
-        name: milliseconds(partial(side.step, batches[0]), drawn)
+    flops = {
+        name: side.flops(batches[:1] * (DRAWN if name.startswith("bert-fused") else 1))
         for name, side in sides.items()
-        if name in PROFILED
     }
-    del sides
+    parameters = {name: side.parameters for name, side in sides.items()}
+    chosen = {name: side for name, side in sides.items() if name in PROFILED}
+    work = {name: partial(side.step, batches[0]) for name, side in chosen.items()}
+    profiles = milliseconds(work, DRAWN if scale.steps > 1 else DRAWN // 2)
+    del sides, chosen, work
     where = ["--folder", str(folder), "--shape", shape, "--pairs", str(scale.pairs)]
     mib = {
         name: run_side(f"benchmarks.{PROGRAM}", "--side", name, *where)["mib"]
         for name in scale.memory_sides
     }
     return {
-        "text": f"{bench.corpus}, {len(rows):,} pairs",
+        "text": f"{bench.corpus}, {len(whole):,} pairs, {len(batches)} batches of them",
         "batch_tokens": bench.shape.batch_tokens,
-        "padding": sampler.padding,
+        "padding": padding,
         "seconds": seconds,
         "flops": flops,
         "parameters": parameters,

@@ -22,7 +22,7 @@ from benchmarks.harness import RESULTS, ROOT, table
 from benchmarks.jobs import Job, merged, train_all
 from benchmarks.plots import learning_curves
 from benchmarks.records import record_name, write_record
-from benchmarks.runs import Run, bootstrap, in_full, mean, read_run, shown
+from benchmarks.runs import Run, bootstrap, in_full, mean, read_run, shown, trained_at
 from benchmarks.small import SCALES, Small
 
 PROGRAM = "warm_vs_scratch"
@@ -240,7 +240,9 @@ def report(rows: dict[str, list[Run]], scale: str, samples: int, folder: Path) -
     bootstrap_table, bootstrap_record = compared(rows, samples)
     sections = [
         (
-            QUALITY.format(seeds=max(len(runs) for runs in rows.values())) + of_deeper(rows),
+            QUALITY.format(seeds=max(len(runs) for runs in rows.values()))
+            + of_deeper(rows)
+            + trained_at(run.commit for run in everything),
             quality(rows, hosts),
         ),
         (REACHED, goals_table),
