@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fusion.encoders.part import EncoderPart
+from fusion.estimates.naming import without_names
 from fusion.estimates.settings import CHECKPOINTING, cacheable, how_of, state_bytes
 from fusion.model import FusedModel
 from fusion.recipe import Recipe, training_argument_names
@@ -61,16 +62,18 @@ def small_optimizer(now: State) -> Iterator[Change]:
 def lora(now: State) -> Iterator[Change]:
     """Encoders that are trained: frozen, with LoRA at their queries and values."""
     glue = [spec.model_dump(exclude_defaults=True) for spec in now.recipe.glue]
-    overrides = []
+    overrides, instead = [], {}
     for name, part in now.model.encoder_parts.items():
         leaves = _queries_and_values(part)
-        if now.recipe.encoders[name].freeze or not leaves:
+        if part.freeze or not leaves:
             continue
         overrides.append(f"encoders.{name}.freeze=true")
         sites = [f"{name}:**.{leaf}" for leaf in leaves]
         glue.append({"method": "lora", "name": f"lora_{name}", "sites": sites})
+        instead[f"encoders.{name}."] = f"glue.lora_{name}"
     if overrides:
         overrides.append(f"glue={json.dumps(glue)}")
+        overrides += without_names(now.recipe, now.model, [*instead], instead)
         yield Change("LoRA in place of training encoders (needs peft)", overrides)
 
 
@@ -86,6 +89,9 @@ def frozen_encoders(now: State) -> Iterator[Change]:
     if len(kept) < len(glue):
         specs = [spec.model_dump(exclude_defaults=True) for spec in kept]
         overrides.append(f"glue={json.dumps(specs)}")
+    gone = [f"encoders.{name}." for name in trained]
+    gone += [f"glue.{spec.key}." for spec in glue if spec not in kept]
+    overrides += without_names(now.recipe, now.model, gone)
     yield Change("encoders frozen, their memory from disk", [*overrides, "memory_cache={}"])
 
 
@@ -93,7 +99,8 @@ def frozen_host(now: State) -> Iterator[Change]:
     """Glue alone is trained; not with a host that has learnt nothing yet."""
     host = now.recipe.host
     if now.recipe.glue and host.new is None and not host.freeze:
-        yield Change("host frozen: glue alone is trained", ["host.freeze=true"])
+        overrides = ["host.freeze=true", *without_names(now.recipe, now.model, ["host."])]
+        yield Change("host frozen: glue alone is trained", overrides)
 
 
 def reversals(now: State) -> Iterator[Change]:

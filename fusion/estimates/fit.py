@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any
 
+from fusion.errors import FusionError
 from fusion.estimates import changes
-from fusion.estimates.changes import State
+from fusion.estimates.changes import Change, State
 from fusion.estimates.hardware import Hardware
 from fusion.estimates.memory import Memory, longest_pair, memory_of, planned_model
 from fusion.estimates.settings import accumulation
@@ -56,25 +58,58 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Choices:
+    """The recipe as it is, and each change of it alone.
+
+    Attributes:
+        left_out: changes that this recipe does not allow, and why
+    """
+
+    trials: list[Trial]
+    left_out: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain values."""
+        trials = [trial.to_json() for trial in self.trials]
+        return {"choices": trials, "left_out": self.left_out}
+
+
+@dataclass(frozen=True)
 class Fit:
-    """What was tried, each with all that is above it; the last one fits where any does."""
+    """What was tried, each with all that is above it; the last one fits where any does.
+
+    Attributes:
+        left_out: changes that this recipe does not allow, and why
+    """
 
     limit: int
     trials: list[Trial]
+    left_out: list[str] = field(default_factory=list)
 
     @property
-    def fits(self) -> bool:
-        """Whether the last trial does."""
-        return self.trials[-1].memory.total <= self.limit
+    def fits(self) -> bool | None:
+        """Whether the last trial does; None: its activations could not be counted."""
+        memory = self.trials[-1].memory
+        if memory.total > self.limit:
+            return False
+        return True if memory.counted else None
 
     @property
     def says_no(self) -> str:
-        """The message where nothing fits: the least that was reached, and how."""
+        """The message where nothing is known to fit: the least that was reached, and how."""
+        limit = shown_bytes(self.limit)
         least = min(self.trials, key=lambda trial: trial.memory.total)
+        needs = shown_bytes(least.memory.total)
+        how = " ".join(map(shlex.quote, least.overrides)) or "no change"
+        if self.fits is None:
+            why = "; ".join(least.memory.notes)
+            return (
+                f"--fit: whether training fits {limit} is not known: it needs at least {needs}, "
+                f"with: {how}; {why}"
+            )
         return (
-            f"--fit: nothing that is known here fits {shown_bytes(self.limit)}; the least that "
-            f"training needs is {shown_bytes(least.memory.total)}, with: "
-            + (" ".join(map(shlex.quote, least.overrides)) or "no change")
+            f"--fit: nothing that is known here fits {limit}; the least that training needs is "
+            f"{needs}, with: {how}"
         )
 
     @property
@@ -85,17 +120,22 @@ class Fit:
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values."""
         content: dict[str, Any] = {"limit": self.limit, "fits": self.fits}
-        content["overrides"] = self.overrides
+        content |= {"overrides": self.overrides, "left_out": self.left_out}
         return content | {"trials": [trial.to_json() for trial in self.trials]}
 
 
-def choices(load: Load, where: Hardware) -> list[Trial]:
+def choices(load: Load, where: Hardware) -> Choices:
     """The recipe, and the recipe with each saving alone added or taken back."""
     now = _state(load, [], where)
-    found = [Trial("as it is", [], memory_of(now.recipe, gpu=where.gpu, model=now.model))]
+    as_it_is = Trial("as it is", [], memory_of(now.recipe, gpu=where.gpu, model=now.model))
+    found = Choices([as_it_is])
     proposed = [change for saving in _SAVINGS for change in saving(now)]
     for change in [*proposed, *changes.reversals(now)]:
-        found.append(_trial(load, change.words, change.overrides, where))
+        trial = _tried(load, change, [], where)
+        if isinstance(trial, Trial):
+            found.trials.append(trial)
+        else:
+            found.left_out.append(trial)
     return found
 
 
@@ -111,18 +151,22 @@ def fit(load: Load, limit: int, where: Hardware) -> Fit:
     Args:
         load: overrides -> the recipe
     """
-    trials = [_trial(load, "as it is", [], where)]
+    found = Fit(limit, [_trial(load, "as it is", [], where)])
     taken: list[str] = []
     for propose in _ORDER:
-        if trials[-1].memory.total <= limit:
+        if found.trials[-1].memory.total <= limit:
             break
         proposed = () if propose is None else propose(_state(load, taken, where))
         for change in proposed:
-            taken = _with(taken, change.overrides)
-            trials.append(_trial(load, change.words, taken, where))
-        if trials[-1].memory.total > limit and propose is not changes.autocast:
-            trials += _smaller_batches(load, taken, limit, where)
-    return Fit(limit, trials)
+            trial = _tried(load, change, taken, where)
+            if isinstance(trial, Trial):
+                taken = trial.overrides
+                found.trials.append(trial)
+            else:
+                found.left_out.append(trial)
+        if found.trials[-1].memory.total > limit and propose is not changes.autocast:
+            found.trials.extend(_smaller_batches(load, taken, limit, where))
+    return found
 
 
 def _state(load: Load, overrides: list[str], where: Hardware) -> State:
@@ -132,6 +176,14 @@ def _state(load: Load, overrides: list[str], where: Hardware) -> State:
 
 def _trial(load: Load, words: str, overrides: list[str], where: Hardware) -> Trial:
     return Trial(words, overrides, memory_of(load(overrides), gpu=where.gpu))
+
+
+def _tried(load: Load, change: Change, taken: list[str], where: Hardware) -> Trial | str:
+    """A recipe with one more change; or why it does not allow that."""
+    try:
+        return _trial(load, change.words, _with(taken, change.overrides), where)
+    except FusionError as error:
+        return f"{change.words}: left out: {shorten(str(error), 200)}"
 
 
 def _with(taken: list[str], more: list[str]) -> list[str]:

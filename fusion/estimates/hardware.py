@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from fusion.errors import FusionError, nearest
 from fusion.estimates.work import Op, Work
 
+_HOST_FILES = 32e9  # bytes of files that the machine around a GPU keeps in memory: a guess
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -40,6 +42,11 @@ class Hardware:
     matmul_share: float = 0.5
     bandwidth_share: float = 0.75
     half: str = "bf16"
+
+    @property
+    def kept_files(self) -> float:
+        """Bytes of files that stay in memory once they were read."""
+        return _HOST_FILES if self.gpu else self.memory / 2
 
     def seconds(self, work: Work) -> float:
         """How long some work takes."""

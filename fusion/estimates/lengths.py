@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from fusion.checkpoints.directory import locate
@@ -19,7 +20,12 @@ from fusion.processor import load_tokenizer
 from fusion.recipe import Recipe, SentencePieceSpec
 
 _LONGEST = 1.12  # the longest side of a pair over the longer mean, where no text can be read
-PADDING = 0.03  # of batches sorted by length
+# Share of positions that hold padding (TokenBatchSampler.padding) where the text makes so many full
+# batches. Measured on Multi30k, 4,000 pieces, with batches of 128 to 32,768 tokens; a quarter and a
+# sixteenth of it gave the same shares at the same numbers of batches.
+_BATCHES = (16, 33, 66, 131, 263, 527, 1053, 2106, 4213)
+_PADDING = (0.114, 0.080, 0.054, 0.035, 0.022, 0.013, 0.0075, 0.0039, 0.0017)
+_PADDING_WITH_ENCODER = (0.163, 0.114, 0.082, 0.061, 0.046, 0.033, 0.023, 0.015, 0.008)
 _USUAL_VOCABULARY = 32_000
 
 
@@ -38,15 +44,21 @@ class Lengths:
     longest: float
     notes: list[str] = field(default_factory=list)
 
-    def batch(self, tokens: int) -> Batch:
-        """A usual batch of so many tokens."""
-        padded = 1 + PADDING
+    def batch(self, tokens: int, pairs: int) -> Batch:
+        """A usual batch of so many tokens, where a text of so many pairs is cut into them."""
+        padded = 1 / (1 - padding(pairs * self.longest / tokens, bool(self.encoders)))
         return Batch(
             sentences=max(1, round(tokens / (self.longest * padded))),
             source=max(2, round(self.source * padded)),
             target=max(2, round(self.target * padded)),
             encoders={name: max(2, round(n * padded)) for name, n in self.encoders.items()},
         )
+
+
+def padding(batches: float, with_encoder: bool) -> float:
+    """Share of positions of batches that are alike in their lengths; the more, the more alike."""
+    shares = _PADDING_WITH_ENCODER if with_encoder else _PADDING
+    return float(np.interp(math.log(batches), np.log(_BATCHES), shares))
 
 
 def lengths(recipe: Recipe, text: Corpus, own: Corpus | None) -> Lengths:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fusion.composition import recipe_parts
 from fusion.estimates.settings import how_of, part_of, state_bytes
-from fusion.estimates.step import Batch, How, run_step
+from fusion.estimates.step import Batch, How, UncountedError, run_step
 from fusion.model import FusedModel
 from fusion.recipe import Recipe
 
@@ -36,6 +36,7 @@ class Memory:
     Attributes:
         activations: that most, less all gradients; inputs, loss and temporary tensors included
         at_peak: whose the live bytes are at that moment; gradients are under `backward`
+        counted: whether activations could be; if not, they are 0, and the total is the least
         notes: what could not be counted
     """
 
@@ -44,6 +45,7 @@ class Memory:
     batch: Batch
     gpu: bool
     at_peak: dict[str, int] = field(default_factory=dict)
+    counted: bool = True
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -57,7 +59,8 @@ class Memory:
         """A dict of plain values."""
         return {
             "parts": {name: vars(part) for name, part in self.parts.items()},
-            "activations": self.activations,
+            "activations": self.activations if self.counted else None,
+            "counted": self.counted,
             "total": self.total,
             "batch": vars(self.batch),
             "at_peak": self.at_peak,
@@ -82,9 +85,9 @@ def memory_for(model: FusedModel, batch: Batch, how: How, recipe: Recipe) -> Mem
     gradients = sum(part.gradients for part in parts.values())
     try:
         step = run_step(model, batch, how, mean=False)
-    except (RuntimeError, NotImplementedError, TypeError) as error:
-        note = f"activations are not counted, as the model asks for values: {error}"
-        return Memory(parts, 0, batch, how.gpu, notes=[note.splitlines()[0]])
+    except UncountedError as error:
+        note = f"activations are not counted, as {error}"
+        return Memory(parts, 0, batch, how.gpu, counted=False, notes=[note])
     activations = max(0, step.peak - gradients)
     return Memory(parts, activations, batch, how.gpu, step.at_peak)
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from fusion.estimates import tables
-from fusion.estimates.fit import Fit, Load, Trial, choices, fit
+from fusion.estimates.fit import Choices, Fit, Load, choices, fit
 from fusion.estimates.hardware import TABLE, hardware
 from fusion.estimates.memory import Memory, memory_of, planned_model
 from fusion.estimates.scale import Scale, scale_of
@@ -39,15 +39,15 @@ class Report:
     """What was found."""
 
     memory: Memory
-    choices: list[Trial]
+    choices: Choices | None
     fit: Fit | None
     scale: Scale | None
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values; what was not asked for is not in it."""
         content: dict[str, Any] = {"memory": self.memory.to_json()}
-        if self.choices:
-            content["choices"] = [trial.to_json() for trial in self.choices]
+        if self.choices is not None:
+            content |= self.choices.to_json()
         if self.fit is not None:
             content["fit"] = self.fit.to_json()
         if self.scale is not None:
@@ -59,8 +59,10 @@ class Report:
         out.print(tables.memory_table(self.memory))
         for line in tables.memory_notes(self.memory):
             out.print(line)
-        if self.choices:
-            out.print(tables.trials_table("one change each", self.choices))
+        if self.choices is not None:
+            out.print(tables.trials_table("one change each", self.choices.trials))
+            for line in tables.notes(self.choices.left_out):
+                out.print(line)
         if self.fit is not None:
             title = f"to fit {shown_bytes(self.fit.limit)}: each with all above it"
             out.print(tables.trials_table(title, self.fit.trials))
@@ -91,7 +93,7 @@ def report(load: Load, asked: Asked) -> Report:
     card = where or USUAL
     return Report(
         memory=memory_of(recipe, gpu=card.gpu, model=model),
-        choices=choices(load, card) if asked.choices else [],
+        choices=choices(load, card) if asked.choices else None,
         fit=fit(load, asked.fit, card) if asked.fit is not None else None,
         scale=scale,
     )

@@ -10,38 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from fusion.errors import FusionError
+from fusion.estimates.caches import CacheEstimate, caches_of, reading_of
 from fusion.estimates.corpus import Corpus, corpus, own_corpus
 from fusion.estimates.hardware import Hardware, hardware
 from fusion.estimates.lengths import Lengths, lengths
 from fusion.estimates.settings import accumulation, cacheable, how_of, state_bytes, trained_values
-from fusion.estimates.step import Batch, How, Step, run_encoder, run_step
+from fusion.estimates.step import Batch, How, Step, UncountedError, run_step
 from fusion.estimates.work import Op, Work
-from fusion.memory_cache.formats import FORMATS
-from fusion.memory_cache.prepare import BATCH_TOKENS
-from fusion.memory_cache.store import DIGEST
 from fusion.model import FusedModel
 from fusion.recipe import Recipe
 from fusion.saved import frozen_parts, parts_of, recomputed
 
-SENTENCE_BYTES = DIGEST + 4  # in a block: digest and length
-# How often the values of a state are read and written on their way into a format, and out of it.
-_PASSES = {"fp32": 3, "fp16": 3, "bf16": 3, "int8": 8, "q3": 90}
-_READ_PASSES = {"fp32": 2, "fp16": 3, "bf16": 3, "int8": 3, "q3": 8}
 _ADAM_PASSES = 10  # AdamW's seven of a trained value, and three to clip its gradient
-
-
-@dataclass(frozen=True)
-class CacheEstimate:
-    """The memory cache of one encoder.
-
-    Attributes:
-        bytes: by format
-        seconds: to encode the text once, and write it in the recipe's format or fp32
-    """
-
-    tokens: int
-    bytes: dict[str, int]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -127,27 +108,28 @@ def scale_of(recipe: Recipe, model: FusedModel, size: str, where: Hardware | Non
     """Estimate a recipe on a corpus: `size` as `--data` has it; on this machine if on no other.
 
     Raises:
-        FusionError: the size is none.
+        FusionError: the size is none, or steps of this model cannot be counted.
     """
     own = own_corpus(recipe)
     text = corpus(size, own if isinstance(own, Corpus) else None)
     where = where or hardware("here")
     tokens = lengths(recipe, text, own if isinstance(own, Corpus) else None)
     notes = [] if isinstance(own, Corpus) else [f"the recipe's text is not read: {own}"]
-    batch = tokens.batch(recipe.data.batch_tokens)
+    batch = tokens.batch(recipe.data.batch_tokens, text.pairs)
     how = how_of(recipe, model, gpu=where.gpu)
     per_pass = math.ceil(text.pairs / batch.sentences)
     if where.gpu and where.half == "fp16" and how.half is torch.bfloat16:
         notes.append(f"{where.name} has no bf16; train.fp16=true in place of train.bf16 runs there")
-    steps = _steps(recipe, model, batch, how, where)
+    try:
+        steps = _steps(recipe, model, batch, how, where)
+        caches = caches_of(recipe, model, text, tokens, where)
+    except UncountedError as error:
+        raise FusionError(f"--data: steps are not counted, as {error}") from None
     recipe_step = CACHED if how.cached else ON_THE_FLY if model.encoder_parts else HOST
-    caches = _caches(recipe, model, text, tokens, where)
-    cached = _share(recipe, caches)
-    if cached < 1:
-        notes.append(
-            f"memory_cache.max_bytes holds {cached:.1%} of the memory; the rest is computed in "
-            "every step, and training is counted so"
-        )
+    reading = reading_of(recipe, model, caches, batch, where)
+    if CACHED in steps:
+        seconds = steps[CACHED].seconds + reading.seconds
+        steps[CACHED] = replace(steps[CACHED], seconds=seconds)
     if caches and text.distinct is None:
         notes.append(f"{text.name}: nobody counted its repeated sentences; each takes room here")
     return Scale(
@@ -161,18 +143,10 @@ def scale_of(recipe: Recipe, model: FusedModel, size: str, where: Hardware | Non
         batches_per_pass=per_pass,
         updates=updates(recipe, per_pass),
         checkpoints=checkpoint_bytes(model, state_bytes(recipe)),
-        notes=notes + tokens.notes,
+        notes=[*notes, *reading.notes, *tokens.notes],
         per_update=accumulation(recipe),
-        cached=cached,
+        cached=reading.share,
     )
-
-
-def _share(recipe: Recipe, caches: dict[str, CacheEstimate]) -> float:
-    """Of the caches' bytes, what their limit has room for."""
-    spec = recipe.memory_cache
-    if spec is None or spec.max_bytes is None or not caches:
-        return 1.0
-    return min(1.0, int(spec.max_bytes) / sum(one.bytes[spec.format] for one in caches.values()))
 
 
 def updates(recipe: Recipe, batches_per_pass: int) -> int:
@@ -200,15 +174,12 @@ def _steps(
     for way, cached in ways.items():
         if way != CACHED or cached:
             step = run_step(model, batch, replace(how, cached=cached))
-            read = _read_work(recipe, model, batch, cached)
-            found[way] = _estimate(step, optimizer, recipe, where, read)
+            found[way] = _estimate(step, optimizer, recipe, where)
     return found
 
 
-def _estimate(
-    step: Step, optimizer: Work, recipe: Recipe, where: Hardware, read: Work | None = None
-) -> StepEstimate:
-    seconds = where.seconds(step.total + (read or Work()))
+def _estimate(step: Step, optimizer: Work, recipe: Recipe, where: Hardware) -> StepEstimate:
+    seconds = where.seconds(step.total)
     seconds += where.seconds(optimizer) / accumulation(recipe)
     return StepEstimate(seconds, {part: work.flops for part, work in step.work.items()})
 
@@ -216,45 +187,6 @@ def _estimate(
 def _optimizer_work(module: nn.Module) -> Work:
     trained = [p for p in module.parameters() if p.requires_grad]
     return Work(Counter(Op(0, 4 * _ADAM_PASSES * p.numel(), 0, False) for p in trained))
-
-
-def _read_work(recipe: Recipe, model: FusedModel, batch: Batch, cached: frozenset[str]) -> Work:
-    """Memories made of their bytes on disk."""
-    format = recipe.memory_cache.format if recipe.memory_cache is not None else "fp32"
-    work = Work()
-    for name in cached:
-        part = model.encoder_parts[name]
-        values = batch.sentences * batch.encoders[name] * part.width
-        values *= part.layers if part.stacked else 1
-        work.ops[Op(0, 4 * values * _READ_PASSES[format], 0, False)] += 1
-    return work
-
-
-def _caches(
-    recipe: Recipe, model: FusedModel, text: Corpus, tokens: Lengths, where: Hardware
-) -> dict[str, CacheEstimate]:
-    spec = recipe.memory_cache
-    format = spec.format if spec is not None else "fp32"
-    sentences = round(text.pairs * (1 if text.distinct is None else text.distinct))
-    found = {}
-    for name in sorted(cacheable(model)):
-        part = model.encoder_parts[name]
-        count = round(sentences * tokens.encoders[name])
-        layers = part.layers if part.stacked else 1
-        sizes = {
-            one: count * layers * how.bytes_per_token(part.width) + sentences * SENTENCE_BYTES
-            for one, how in FORMATS.items()
-        }
-        length = max(2, round(tokens.encoders[name]))
-        rows = max(1, BATCH_TOKENS["cuda" if where.gpu else "cpu"] // length)
-        half = torch.bfloat16 if where.gpu and format != "fp32" else None
-        batches = sentences / rows
-        seconds = where.seconds(run_encoder(part, rows, length, half, gpu=where.gpu)) * batches
-        written = Work(Counter({Op(0, 4 * part.width * layers * _PASSES[format], 0, False): 1}))
-        seconds += count * (where.seconds(written) - where.call)
-        seconds += sizes[format] / where.disk
-        found[name] = CacheEstimate(count, sizes, seconds)
-    return found
 
 
 def checkpoint_bytes(model: FusedModel, states: float) -> dict[str, int]:

@@ -15,12 +15,17 @@ from torch.nn import functional as F
 from transformers.utils import logging
 
 from fusion.encoders.part import EncoderPart
+from fusion.errors import FusionError
 from fusion.estimates.meta import Functions, MetaRun
 from fusion.estimates.work import Work
 from fusion.model import FusedModel
 
 BACKWARD, LOSS = "backward", "loss"
 DRAWS = 3  # steps over which glue that is left out at random is averaged
+
+
+class UncountedError(FusionError):
+    """A model asks for values that a run on meta does not have."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,11 @@ def run_step(model: FusedModel, batch: Batch, how: How, *, mean: bool = True) ->
         mean: of some steps, where glue is left out at random; else the first one
 
     Raises:
-        RuntimeError, NotImplementedError: the model asks for values, as routing to experts does.
+        UncountedError: the model asks for values, as routing to experts does.
     """
     draws = DRAWS if mean and model.may_drop else 1
-    steps = [_one(model, batch, how, update) for update in range(draws)]
+    with _needing_no_values():
+        steps = [_one(model, batch, how, update) for update in range(draws)]
     work: dict[str, Work] = {}
     for step in steps:
         for part, done in step.work.items():
@@ -132,13 +138,26 @@ def _one(model: FusedModel, batch: Batch, how: How, update: int) -> Step:
 def run_encoder(
     part: EncoderPart, sentences: int, tokens: int, half: torch.dtype | None, *, gpu: bool
 ) -> Work:
-    """The forward pass of an encoder alone, as a memory cache is filled."""
+    """The forward pass of an encoder alone, as a memory cache is filled.
+
+    Raises:
+        UncountedError: the encoder asks for values.
+    """
     part.eval()
     run = MetaRun([*part.parameters(), *part.buffers()])
     ids, mask = _ids(sentences, min(tokens, part.limit))
-    with torch.no_grad(), run, Functions(half, gpu):
+    with _needing_no_values(), torch.no_grad(), run, Functions(half, gpu):
         part(ids, mask)
     return sum(run.work.values(), Work())
+
+
+@contextlib.contextmanager
+def _needing_no_values() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        why = str(error).splitlines()[0].partition(". ")[0]
+        raise UncountedError(f"the model asks for values: {why}") from error
 
 
 def _inputs(model: FusedModel, batch: Batch, how: How) -> dict[str, Tensor]:

@@ -33,9 +33,17 @@ def memory_table(memory: Memory) -> Table:
         values = [getattr(part, key) for part in memory.parts.values()]
         table.add_row(key, *map(shown_bytes, values), shown_bytes(sum(values)))
     blank = [""] * len(memory.parts)
-    table.add_row("activations", *blank, shown_bytes(memory.activations))
-    table.add_row("training", *blank, shown_bytes(memory.total))
+    activations, total = _activations_and_total(memory)
+    table.add_row("activations", *blank, activations)
+    table.add_row("training", *blank, total)
     return table
+
+
+def _activations_and_total(memory: Memory) -> tuple[str, str]:
+    total = shown_bytes(memory.total)
+    if not memory.counted:
+        return "not counted", f"at least {total}"
+    return shown_bytes(memory.activations), total
 
 
 def memory_notes(memory: Memory) -> Iterator[str]:
@@ -49,7 +57,12 @@ def memory_notes(memory: Memory) -> Iterator[str]:
             else ""
         )
     )
-    yield from (f"note: {note}" for note in memory.notes)
+    yield from notes(memory.notes)
+
+
+def notes(said: list[str]) -> Iterator[str]:
+    """A line each."""
+    return (f"note: {note}" for note in said)
 
 
 def trials_table(title: str, trials: list[Trial]) -> Table:
@@ -58,12 +71,13 @@ def trials_table(title: str, trials: list[Trial]) -> Table:
     for trial in trials:
         memory = trial.memory
         sums = (sum(getattr(part, key) for part in memory.parts.values()) for key in _KEYS)
-        table.add_row(trial.change, *map(shown_bytes, (*sums, memory.activations, memory.total)))
+        table.add_row(trial.change, *map(shown_bytes, sums), *_activations_and_total(memory))
     return table
 
 
 def fit_lines(fit: Fit) -> Iterator[str]:
-    """The overrides to be pasted."""
+    """What was left out, and the overrides to be pasted."""
+    yield from notes(fit.left_out)
     if fit.fits and not fit.overrides:
         yield f"fits {shown_bytes(fit.limit)} as it is"
     elif fit.fits:
@@ -112,4 +126,4 @@ def scale_notes(scale: Scale) -> Iterator[str]:
         f"source {tokens.source:.1f}, target {tokens.target:.1f}{encoders}"
     )
     yield f"hardware: {scale.hardware.name}; * is the recipe; dev decoding is not counted"
-    yield from (f"note: {note}" for note in scale.notes)
+    yield from notes(scale.notes)

@@ -88,3 +88,15 @@ def recipe_file(tmp_path: Path) -> RecipeFile:
         return path
 
     return write
+
+
+@pytest.fixture
+def experts(make_recipe: Callable[..., Recipe]) -> Recipe:
+    """A new host whose tokens are routed to experts, which takes their values."""
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4}
+    sides = ("encoder", "decoder")
+    layers = {f"num_sparse_{side}_layers": 1 for side in sides}
+    layers |= {"num_layers": 2, "num_decoder_layers": 2, "num_experts": 4}
+    new = {"family": "switch_transformers", **sizes, **layers}
+    host = {"new": new, "tokenizer": {"vocab_size": 400}}
+    return make_recipe(host_settings=host, encoders={}, glue=[])

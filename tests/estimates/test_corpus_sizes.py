@@ -6,12 +6,14 @@ import gzip
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from fusion.data import TokenBatchSampler
 from fusion.errors import FusionError
 from fusion.estimates.corpus import KNOWN, SAMPLE, Corpus, corpus, own_corpus
-from fusion.estimates.lengths import lengths, usual_tokens_per_word
+from fusion.estimates.lengths import Lengths, lengths, padding, usual_tokens_per_word
 from fusion.recipe import CorpusSpec, Recipe
 
 RecipeMaker = Callable[..., Recipe]
@@ -122,3 +124,39 @@ def test_without_text_usual_figures_are_taken_and_said(make_recipe: RecipeMaker)
     found = lengths(make_recipe(), KNOWN["wmt14"], None)
     assert found.source > 22.5 and found.notes
     assert usual_tokens_per_word(2000) > usual_tokens_per_word(32000) > 1
+
+
+def of_multi30k(encoders: dict[str, float]) -> Lengths:
+    return Lengths(source=15.6, target=17.3, encoders=encoders, longest=18.7)
+
+
+# Shares of padding in batches of all 29,000 pairs, by TokenBatchSampler.padding.
+ALONE = {2048: 0.023, 4096: 0.035, 8192: 0.055, 16384: 0.08}
+WITH_ENCODER = {1024: 0.033, 2048: 0.047, 4096: 0.062, 8192: 0.082, 16384: 0.114}
+
+
+@pytest.mark.parametrize("encoders", [{}, {"bert": 14.4}])
+def test_padding_is_that_of_multi30k_in_batches_of_every_size(encoders: dict[str, float]) -> None:
+    text = of_multi30k(encoders)
+    for tokens, measured in (WITH_ENCODER if encoders else ALONE).items():
+        batches = 29_000 * text.longest / tokens
+        assert padding(batches, bool(encoders)) == pytest.approx(measured, rel=0.05)
+        sentences = text.batch(tokens, 29_000).sentences
+        assert sentences == round(tokens / text.longest * (1 - padding(batches, bool(encoders))))
+
+
+def test_padding_depends_on_the_number_of_batches_and_ends_where_nothing_was_measured() -> None:
+    text = of_multi30k({})
+    assert text.batch(8192, 29_000).sentences < text.batch(8192, 4_500_966).sentences
+    assert padding(1, False) == padding(16, False) > padding(1e6, False) == padding(4213, False) > 0
+
+
+def test_padding_is_that_of_the_batches_of_training() -> None:
+    generator = Random(1)
+    rows = []
+    for _ in range(20_000):
+        words = max(3, round(generator.gauss(12, 4)))
+        rows.append([max(2, round(words * generator.gauss(1.3, 0.15))) for _ in range(3)])
+    real = TokenBatchSampler(rows, 2048, seed=1).padding
+    batches = sum(map(max, rows)) / 2048
+    assert real / 1.4 < padding(batches, True) < real * 1.4

@@ -12,9 +12,11 @@ import pytest
 
 from fusion.recipe import Recipe
 
+RecipeFile = Callable[[Recipe], Path]
+
 
 @pytest.fixture
-def recipe(make_recipe: Callable[..., Recipe], recipe_file: Callable[[Recipe], Path]) -> Path:
+def recipe(make_recipe: Callable[..., Recipe], recipe_file: RecipeFile) -> Path:
     return recipe_file(make_recipe(encoder={"freeze": False}))
 
 
@@ -51,6 +53,23 @@ def test_what_cannot_fit_is_one_message_and_exit_2(recipe: Path) -> None:
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("fusion: --fit: nothing that is known here fits 1.0 MB; the least that")
     assert "train.bf16=true" in line and "host frozen" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fit", "16GB"], "--fit: whether training fits 16.0 GB is not known: it needs at least"),
+        (["--data", "29k"], "--data: steps are not counted, as the model asks for values"),
+    ],
+)
+def test_what_cannot_be_counted_is_one_message_and_exit_2(
+    experts: Recipe, recipe_file: RecipeFile, options: list[str], message: str
+) -> None:
+    done = run(str(recipe_file(experts)), *options, "--hardware", "a100")
+    assert done.returncode == 2 and "fits 16.0 GB as it is" not in done.stdout
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"fusion: {message}")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,22 @@ from fusion.composition import compose
 from fusion.data import read_corpus, tokenise
 from fusion.estimates.hardware import TABLE
 from fusion.estimates.memory import planned_model
-from fusion.estimates.scale import CACHED, HOST, ON_THE_FLY, checkpoint_bytes, scale_of, updates
+from fusion.estimates.scale import (
+    CACHED,
+    HOST,
+    ON_THE_FLY,
+    Scale,
+    checkpoint_bytes,
+    scale_of,
+    updates,
+)
 from fusion.memory_cache.formats import FORMATS
 from fusion.memory_cache.prepare import Hardware, prepare
-from fusion.recipe import CorpusSpec, MemoryCacheSpec, Recipe, StageSpec
+from fusion.recipe import CorpusSpec, MemoryCacheSpec, Recipe, StageSpec, load_recipe
 from fusion.saved import save_model
 
 RecipeMaker = Callable[..., Recipe]
-CPU = TABLE["cpu2"]
+CPU, GPU = TABLE["cpu2"], TABLE["h100"]
 
 
 @pytest.fixture
@@ -112,3 +121,45 @@ def test_a_step_is_estimated_for_every_way_to_compute_it(
     found = scale_of(alone, planned_model(alone), "29k", CPU)
     assert list(found.steps) == [HOST] and found.recipe_step == HOST
     assert found.encode_seconds == 0
+
+
+def frozen_base(base_recipe: Path, format: str, *more: str, disk: float = GPU.disk) -> Scale:
+    """A frozen encoder of 768 wide states on WMT14, on a GPU."""
+    cache = f"memory_cache={{format: {format}}}"
+    recipe = load_recipe(base_recipe, ["encoders.bert.freeze=true", cache, *more])
+    return scale_of(recipe, planned_model(recipe), "wmt14", replace(GPU, disk=disk))
+
+
+def test_a_gpus_cache_is_coded_on_a_cpu_and_that_takes_time_by_format(base_recipe: Path) -> None:
+    found = {format: frozen_base(base_recipe, format) for format in ("bf16", "int8", "q3")}
+    caches = {format: scale.caches["bert"] for format, scale in found.items()}
+    without_disk = {f: one.seconds - one.bytes[f] / GPU.disk for f, one in caches.items()}
+    assert without_disk["bf16"] < without_disk["int8"] < without_disk["q3"]
+    values = caches["q3"].tokens * 768
+    added = without_disk["q3"] - without_disk["bf16"]
+    assert 40e-9 < added / values < 90e-9  # two cores: 41,000 tokens a second of 384 values
+    assert added > 1800  # half an hour and more
+    steps = {format: scale.steps[CACHED].seconds for format, scale in found.items()}
+    assert steps["q3"] > steps["int8"]
+    assert any("coded on the CPU" in note for note in found["q3"].notes)
+
+
+def test_memory_is_encoded_in_bf16_only_where_training_is(base_recipe: Path) -> None:
+    full = frozen_base(base_recipe, "bf16").caches["bert"].seconds
+    half = frozen_base(base_recipe, "bf16", "train.bf16=true").caches["bert"].seconds
+    assert half < full / 1.5
+    fp32 = [frozen_base(base_recipe, "fp32", f"train.bf16={on}") for on in ("true", "false")]
+    assert fp32[0].caches["bert"].seconds == pytest.approx(fp32[1].caches["bert"].seconds)
+
+
+def test_what_does_not_stay_in_ram_is_read_from_disk_in_every_pass(base_recipe: Path) -> None:
+    fast, slow = (frozen_base(base_recipe, "fp32", disk=disk) for disk in (1e9, 5e8))
+    on_disk = fast.caches["bert"].bytes["fp32"]
+    assert on_disk > 2 * GPU.kept_files
+    batch = fast.batch.sentences * fast.batch.encoders["bert"] * 4 * 768
+    added = batch * (1 - GPU.kept_files / on_disk) / 1e9
+    assert slow.steps[CACHED].seconds - fast.steps[CACHED].seconds == pytest.approx(added)
+    assert any("is read from disk in every pass" in note for note in fast.notes)
+    capped = frozen_base(base_recipe, "fp32", "memory_cache.max_bytes=10GB")
+    assert capped.cached == pytest.approx(10e9 / on_disk)
+    assert not any("from disk" in note for note in capped.notes)

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from fusion.composition import compose
-from fusion.estimates.memory import Memory, PartMemory, memory_of, planned_model, worst_batch
+from fusion.estimates.memory import Memory, memory_of, planned_model, worst_batch
 from fusion.estimates.settings import how_of, state_bytes
 from fusion.estimates.step import Batch, run_step
+from fusion.estimates.tables import memory_table
 from fusion.model import FusedModel
 from fusion.recipe import Recipe, load_recipe
 
@@ -160,20 +161,14 @@ def test_the_worst_batch_is_the_budget_in_longest_sentences(make_recipe: RecipeM
     assert worst_batch(recipe, planned_model(recipe)) == Batch(32, 128, 128, {"bert": 64})
 
 
-def test_what_cannot_be_counted_is_said(
-    make_recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = planned_model(make_recipe())
-    layer = model.host.get_encoder()
-
-    def asks_for_values(*args: Any, **kwargs: Any) -> Tensor:
-        return torch.nonzero(torch.empty(2, device="meta"))
-
-    monkeypatch.setattr(layer, "forward", asks_for_values)
-    memory = memory_of(make_recipe(), gpu=False, model=model)
-    assert memory.activations == 0
-    assert memory.notes[0].startswith("activations are not counted, as the model asks for values")
-    assert isinstance(memory.parts["host"], PartMemory)
+def test_what_cannot_be_counted_is_said(experts: Recipe) -> None:
+    memory = memory_of(experts, gpu=False)
+    assert not memory.counted and memory.to_json()["activations"] is None
+    (note,) = memory.notes
+    assert note.startswith("activations are not counted, as the model asks for values")
+    assert memory.total == sum(total(memory, key) for key in ("weights", "gradients", "moments"))
+    *_, last = memory_table(memory).columns[-1].cells
+    assert str(last).startswith("at least ")
 
 
 def test_the_shipped_stages_are_planned_though_one_policy_freezes_for_good() -> None:
