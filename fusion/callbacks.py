@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -71,7 +72,7 @@ class StopInLastStage(EarlyStoppingCallback):  # type: ignore[misc]
 
 
 class Freezer(TrainerCallback):  # type: ignore[misc]
-    """Freezes and unfreezes tensors as the timetable has it, before the update that it is for."""
+    """Freezes, unfreezes and paces tensors as the timetable has it, before the update it is for."""
 
     def __init__(self, table: Timetable, say: Say) -> None:
         self.table, self.say = table, say
@@ -83,6 +84,7 @@ class Freezer(TrainerCallback):  # type: ignore[misc]
         if since != self._since:
             self._since = since
             self._apply(kwargs["model"], state.global_step)
+        _catch_up(kwargs["lr_scheduler"], state.global_step)
 
     def _apply(self, model: FusedModel, update: int) -> None:
         trained = self.table.trained(update)
@@ -99,3 +101,18 @@ class Freezer(TrainerCallback):  # type: ignore[misc]
         """Make everything trainable that is trained at some time, as it was composed."""
         set_trainable(model, self.table.turns, self.table.turns)
         self._since = None
+
+
+def _catch_up(scheduler: LambdaLR, update: int) -> None:
+    """Set the rates of an update.
+
+    An update whose gradients overflow in fp16 counts for the Trainer, and mostly not for its
+    scheduler.
+    """
+    if scheduler.last_epoch == update:
+        return
+    scheduler.last_epoch = update
+    pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    scheduler._last_lr = [base * factor(update) for base, factor in pairs]
+    for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = rate

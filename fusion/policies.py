@@ -20,7 +20,9 @@ from fusion.keymap import Pattern
 from fusion.recipe import LearningRates, PolicySpec, Recipe, StageSpec
 
 T = TypeVar("T")
-_NUMBER = re.compile(r"(?:^|[._])(\d+)(?=[._]|$)")
+# Not the number that an encoder's name ends in within the name of a site: bert_2_0_output
+_NUMBER = re.compile(r"[._](\d+)(?=[._]|$)(?!__|_\d)")
+_NAMED = ("encoders", "glue", "mixes")  # parts that the recipe names
 _LOWEST = ("embed", "shared", "wte", "wpe", "position")
 
 
@@ -49,12 +51,18 @@ class Phase:
         return named and not self.policy(tensor).freeze
 
     def policy(self, tensor: str) -> PolicySpec:
-        """What holds for a tensor, said by one name or by several."""
+        """What holds for a tensor, said by one name or by several.
+
+        Of `freeze: true` and of settings that say when, the more specific name's hold.
+        """
         said: dict[str, Any] = {}
         for name in sorted(self.policies, key=lambda name: _strength(name, tensor)):
             if _strength(name, tensor):
-                said |= {key: value for key, value in self.policies[name] if value is not None}
-        return PolicySpec(**said)
+                own = {key: value for key, value in self.policies[name] if value is not None}
+                if own.keys() - {"freeze"}:
+                    said.pop("freeze", None)
+                said |= own
+        return PolicySpec(freeze=True) if said.get("freeze") else PolicySpec(**said)
 
     def peak(self, tensor: str, base: float) -> float:
         """A tensor's peak learning rate."""
@@ -152,9 +160,9 @@ def _most_specific(told: Mapping[str, T], tensor: str) -> T | None:
 def unfreezing_order(tensors: Iterable[str], order: str) -> dict[str, int]:
     """How many layers are unfrozen before each tensor is; every stack of layers by itself.
 
-    A tensor's layer is the first number in its name, its stack what comes before. Of what is in no
-    layer, embeddings (by their names) are below the lowest layer, and the rest (norms at the end,
-    heads) goes with the highest.
+    A tensor's layer is the first number in its name after the part's own, its stack what comes
+    before. Of what is in no layer, embeddings (by their names) are below the lowest layer, and the
+    rest (norms at the end, heads) goes with the highest.
 
     Args:
         order: `top` or `bottom`, which layer is first
@@ -182,7 +190,9 @@ def unfreezing_order(tensors: Iterable[str], order: str) -> dict[str, int]:
 
 
 def _layer(tensor: str) -> tuple[str, int] | None:
-    match = _NUMBER.search(tensor)
+    pieces = tensor.split(".")
+    part = ".".join(pieces[: 2 if pieces[0] in _NAMED else 1])
+    match = _NUMBER.search(tensor, len(part))
     return None if match is None else (tensor[: match.start()], int(match[1]))
 
 

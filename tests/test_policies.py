@@ -69,6 +69,24 @@ def test_what_a_specific_name_leaves_out_a_less_specific_one_says(
         assert policy.unfreeze is not None and policy.unfreeze.every == 2
 
 
+@pytest.mark.parametrize(
+    ("policies", "after"),
+    [
+        ({"host": {"after": 7}, "host.model": {"freeze": True}}, None),
+        ({"host": {"unfreeze": {"every": 2}}, "host.model": {"freeze": True}}, None),
+        ({"host": {"freeze": True}, "host.model": {"after": 7}}, 7),
+        ({"host": {"after": 7}, "host.model": {"freeze": True}, FC1: {"freeze": False}}, 7),
+        ({"host": {"after": 7}, "host.model": {"freeze": True}, FC1: {"after": 3}}, 3),
+    ],
+)
+def test_between_never_and_when_the_more_specific_name_decides(
+    make_recipe: RecipeMaker, policies: dict[str, Any], after: int | None
+) -> None:
+    (phase,) = phases(with_training(make_recipe(), {"policies": policies}))
+    assert phase.trains(FC1) == (after is not None)
+    assert phase.policy(FC1).after == after
+
+
 @pytest.mark.parametrize("host", ["marian", "bart", "t5"])
 def test_layers_are_unfrozen_from_the_top_and_embeddings_last(
     make_recipe: RecipeMaker, host: str
@@ -93,9 +111,23 @@ def test_every_stack_of_layers_is_counted_from_its_own_top() -> None:
     assert order["host.shared.weight"] == 4
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [
+        "encoders.bert_2.model.encoder.layer.{i}.output.dense.weight",
+        "glue.gated_2.decoder_{i}_cross_attention.gate",
+        "glue.bottleneck.bert_2_{i}_output.down.weight",
+        "glue.lora.bert_2__encoder_layer_{i}_output_dense.lora.lora_A.default.weight",
+    ],
+)
+def test_a_number_in_a_name_that_the_recipe_gives_is_no_layer(layers: str) -> None:
+    tensors = [layers.format(i=i) for i in range(3)]
+    assert list(unfreezing_order(tensors, "top").values()) == [2, 1, 0]
+
+
 def test_what_has_no_layers_cannot_be_unfrozen_one_by_one() -> None:
     with pytest.raises(RecipeError, match="no numbered layers"):
-        unfreezing_order(["mixes.bert.scores"], "top")
+        unfreezing_order(["mixes.bert.scores", "mixes.bert_2.scores"], "top")
 
 
 def test_tensors_that_no_stage_trains_are_frozen_in_the_ledger_and_in_the_plan(

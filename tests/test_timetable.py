@@ -139,6 +139,19 @@ def test_a_stages_policy_holds_in_that_stage_only_and_counts_from_its_start(
     assert made.trained(8) == set(TENSORS)
 
 
+def test_a_part_that_is_trained_later_keeps_what_is_never_trained_frozen(
+    table: Callable[..., Timetable],
+) -> None:
+    never = {"host.model.encoder.layers.0": {"freeze": True}}
+    made = table(
+        {"policies": never},
+        [{"train": ["host", "glue"], "updates": 9, "policies": {"host": {"after": 7}}}],
+    )
+    assert made.turns[HOST[0]] == ()
+    assert made.trained(6) == {GLUE}
+    assert made.trained(7) == {*HOST[1:], GLUE}
+
+
 @pytest.mark.parametrize(
     "policy", [{"after": 20}, {"after": 4, "unfreeze": {"every": 8}}], ids=["after", "unfreeze"]
 )

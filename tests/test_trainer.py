@@ -221,6 +221,27 @@ def test_the_log_has_every_parts_rate(start: Callable[..., Run]) -> None:
     assert [log["learning_rate/glue.gated"] for log in logs] == [0.01] * 4
 
 
+def test_an_update_that_fp16_skips_leaves_rates_and_freezing_at_the_same_update(
+    start: Callable[..., Run],
+) -> None:
+    train = {"lr_scheduler_type": "linear", "policies": {"glue": {"after": 2}}, "max_steps": 4}
+    run = start(train | {"optim": "adamw_torch"})  # not fused, which skips within its step
+    trainer, used = run.trainer, []
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")  # accelerate has it on GPUs only
+    run.composition.model.get_parameter("host.model.shared.weight").register_hook(
+        lambda gradient: gradient * torch.inf if trainer.state.global_step == 0 else gradient
+    )
+    trainer.create_optimizer().register_step_pre_hook(
+        lambda optimizer, *_: used.append([group["lr"] for group in optimizer.param_groups])
+    )
+    trainer.train()
+    assert trainer.state.global_step == 4 and len(used) == 3
+    assert [max(rates) for rates in used] == pytest.approx([0.0075, 0.005, 0.0025])
+    assert [min(rates) for rates in used] == pytest.approx([0.0, 0.005, 0.0025])
+    logged = [log["learning_rate"] for log in trainer.state.log_history if "loss" in log]
+    assert logged == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
+
+
 @pytest.mark.parametrize("host", ["marian", "bart", "t5"])
 @pytest.mark.parametrize("method", ["gated", "bert-fused"])
 def test_activation_checkpointing_gives_the_same_gradients(

@@ -86,7 +86,8 @@ class UnfreezeSpec(Strict):
 class PolicySpec(Strict):
     """When a part, or tensors whose names match a pattern, are trained.
 
-    What a more specific name leaves out, a less specific one says.
+    What a more specific name leaves out, a less specific one says. Between `freeze: true` and what
+    says when, the more specific name decides: the host from an update on, its embeddings never.
     """
 
     freeze: bool | None = Field(default=None, description="never trained")
