@@ -55,7 +55,8 @@ def training_arguments(recipe: Recipe, model: FusedModel) -> tuple[Seq2SeqTraini
         "greater_is_better": best_metric(given) != "loss",
         "save_total_limit": max(2, keep),
         "generation_num_beams": 1,
-        "ddp_find_unused_parameters": model.may_drop or freezes_for_a_time(recipe),
+        # None: yes, unless activations are checkpointed; experts and LayerDrop leave tensors out
+        "ddp_find_unused_parameters": model.may_drop or freezes_for_a_time(recipe) or None,
         "use_cpu": not torch.cuda.is_available(),
         # where the processor is idle during a step, the next batches are made meanwhile
         "dataloader_num_workers": WORKERS if torch.cuda.is_available() else 0,

@@ -173,8 +173,7 @@ def _unreached(names: list[str]) -> list[str]:
         by_part.setdefault(part_of(name), []).append(name)
     return [
         f"{part}: this batch gives no gradient to {_some(found)}: others may, or none does; "
-        "train.policies can freeze what is never used; "
-        "several ranks need train.ddp_find_unused_parameters: true"
+        "train.policies can freeze what is never used"
         for part, found in by_part.items()
     ]
 

@@ -395,10 +395,12 @@ def prune_caches(
     limit = None if max_bytes is None else byte_size(max_bytes, "--max-bytes")
     since = None if unused_days is None else time.time() - unused_days * 86400
     root = _cache_root(directory)
-    removed = prune(root, limit, float("inf") if everything else since)
+    removed, problems = prune(root, limit, float("inf") if everything else since)
     for one in removed:
         out.print(f"removed {one.directory}: {shown_bytes(one.bytes)}")
     out.print(f"{root}: {len(removed)} removed")
+    if problems:
+        raise FusionError("\n".join(problems))
 
 
 @cache.command(name="verify")

@@ -46,7 +46,9 @@ def _on(given: dict[str, Any], key: str) -> bool:
 
 def cacheable(model: FusedModel) -> frozenset[str]:
     """The encoders whose memory can be cached."""
-    return frozenset(n for n, part in model.encoder_parts.items() if why_off(part) is None)
+    builders = {name: spec["builder"] for name, spec in model.config.encoders.items()}
+    parts = model.encoder_parts.items()
+    return frozenset(name for name, part in parts if why_off(part, builders[name]) is None)
 
 
 def accumulation(recipe: Recipe) -> int:

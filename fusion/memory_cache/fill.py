@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -21,9 +22,10 @@ from torch import Tensor
 from fusion.encoders.part import EncoderPart
 from fusion.errors import FusionError, NoRoomError, TrainingError
 from fusion.memory_cache.formats import FORMATS
-from fusion.memory_cache.listing import bad_blocks, caches, drop, shown_bytes
+from fusion.memory_cache.listing import Listing, bad_blocks, caches, drop, shown_bytes
+from fusion.memory_cache.locks import Use, used
 from fusion.memory_cache.reader import Layout
-from fusion.memory_cache.store import DIGEST, DIGEST_TYPE, Block, Cache, digest_of, locked
+from fusion.memory_cache.store import DIGEST, DIGEST_TYPE, Block, Cache, digest_of, size_of
 from fusion.processor import padded
 
 Say = Callable[[str], None]
@@ -119,7 +121,8 @@ class Work:
 
     Attributes:
         block_bytes: states of one block, about
-        max_bytes: of the whole directory
+        max_bytes: of the whole directory; where several write there at the same time, each may
+            pass it by a block
         in_use: names of caches that this run reads, and that are not dropped for another
     """
 
@@ -136,24 +139,39 @@ def fill(cache: Cache, filler: Filler, work: Work) -> None:
     Another process may fill the same cache at the same time: each begins somewhere else and skips
     what the other has written.
 
-    Where the disk has no room, or may only be read, what is missing stays missing.
+    What the disk or max_bytes has no room for stays missing, and so does everything where the cache
+    may only be read.
 
     Raises:
-        FusionError: the cache's directory cannot be made.
+        FusionError: the cache's directory cannot be made, be it for want of room; a block cannot be
+            written for another reason.
+        TrainingError: the encoder gives values that are not finite.
     """
     state = PartialState()
     cache.open()
-    with locked(cache.directory, alone=False):
-        _fill(cache, filler, work, state)
+    with _in_use(cache) if state.is_main_process else contextlib.nullcontext() as use:
+        _fill(cache, filler, work, state, use)
 
 
-def _fill(cache: Cache, filler: Filler, work: Work, state: Any) -> None:
+@contextlib.contextmanager
+def _in_use(cache: Cache) -> Iterator[Use]:
+    """Mark an open cache as used by this run, all its ranks."""
+    with contextlib.ExitStack() as stack:
+        use = None
+        while use is None:
+            try:
+                use = stack.enter_context(used(cache.directory))
+            except FileNotFoundError:
+                cache.open()
+        yield use
+
+
+def _fill(cache: Cache, filler: Filler, work: Work, state: Any, use: Use | None) -> None:
     _drop_bad(cache, work, state)
     state.wait_for_everyone()
     cache.refresh()
-    nothing = np.zeros(0, np.int64)
     token_bytes = filler.layout.token_bytes
-    chosen = [_choose(cache, token_bytes, work) if state.is_main_process else nothing]
+    chosen = [np.zeros(0, np.int64) if use is None else _choose(cache, token_bytes, work, use)]
     broadcast_object_list(chosen)
     blocks = _blocks(chosen[0], token_bytes, work)
     mine = blocks[state.process_index :: state.num_processes]
@@ -162,6 +180,7 @@ def _fill(cache: Cache, filler: Filler, work: Work, state: Any) -> None:
         _compute(cache, filler, work, mine[start:] + mine[:start])
     state.wait_for_everyone()
     cache.refresh()
+    state.wait_for_everyone()
 
 
 def _drop_bad(cache: Cache, work: Work, state: Any) -> None:
@@ -185,7 +204,7 @@ def _is_needed(block: Block, work: Work) -> bool:
     return bool(np.isin(block.digests, work.sentences.digests).any())
 
 
-def _choose(cache: Cache, token_bytes: int, work: Work) -> NDArray[np.int64]:
+def _choose(cache: Cache, token_bytes: int, work: Work, use: Use) -> NDArray[np.int64]:
     """The sentences to compute, longest first, in the order of the blocks; makes room for them."""
     sentences = work.sentences
     missing = np.flatnonzero(~cache.locate(sentences.digests).found)
@@ -200,18 +219,25 @@ def _choose(cache: Cache, token_bytes: int, work: Work) -> NDArray[np.int64]:
     if needed and not cache.writable:
         work.say(f"{cache.directory}: may only be read; what it lacks is computed on the fly")
         return missing[:0]
-    return missing[costs <= _make_room(cache, needed, work)]
+    return missing[costs <= _make_room(cache, needed, work, use)]
 
 
-def _make_room(cache: Cache, needed: int, work: Work) -> int:
-    """Bytes that may be written, after the least recently used other memories were dropped."""
-    free = int(shutil.disk_usage(cache.directory).free * (1 - SPARE_DISK))
-    if work.max_bytes is None:
-        return free
-    listing = caches(cache.root)
-    room = work.max_bytes - sum(one.bytes for one in listing)
+def _make_room(cache: Cache, needed: int, work: Work, use: Use) -> int:
+    """Bytes that may be written, after what is not needed was dropped for them."""
+    room = needed
+    if work.max_bytes is not None:
+        listing = caches(cache.root)
+        room = work.max_bytes - sum(one.bytes for one in listing)
+        room += _drop_others(listing, needed - room, work)
+        room += _drop_unneeded(cache, needed - room, work, use)
+    return min(room, int(shutil.disk_usage(cache.root).free * (1 - SPARE_DISK)))
+
+
+def _drop_others(listing: list[Listing], wanted: int, work: Work) -> int:
+    """Bytes of the least recently used other caches, which go until there are enough."""
+    freed = 0
     for one in listing:
-        if room >= needed:
+        if freed >= wanted:
             break
         if one.name not in work.in_use:
             try:
@@ -219,18 +245,34 @@ def _make_room(cache: Cache, needed: int, work: Work) -> int:
             except FusionError as error:  # another run is filling it, or it is another user's
                 work.say(str(error))
                 continue
-            room += one.bytes
+            freed += one.bytes
             work.say(
                 f"dropped {one.directory}, {shown_bytes(one.bytes)}, used least recently, "
-                f"for max_bytes: {shown_bytes(work.max_bytes)}"
+                "for max_bytes"
             )
-    for block in cache.blocks.values():
-        if room >= needed:
-            break
-        if not _is_needed(block, work):
-            room += block.path.stat().st_size
-            block.path.unlink(missing_ok=True)
-    return min(room, free)
+    return freed
+
+
+def _drop_unneeded(cache: Cache, wanted: int, work: Work, use: Use) -> int:
+    """Bytes of blocks of other text, which go until there are enough, if no other run is here."""
+    if wanted <= 0:
+        return 0
+    blocks = [block.path for block in cache.blocks.values() if not _is_needed(block, work)]
+    if not blocks:
+        return 0
+    freed = 0
+    with use.alone() as alone:
+        if not alone:
+            work.say(f"{cache.directory}: another run is filling it, so its other blocks stay")
+            return 0
+        for path in blocks:
+            if freed >= wanted:
+                break
+            with contextlib.suppress(FileNotFoundError):  # another process was first
+                size = path.stat().st_size
+                path.unlink()
+                freed += size
+    return freed
 
 
 def _blocks(chosen: NDArray[np.int64], token_bytes: int, work: Work) -> list[NDArray[np.int64]]:
@@ -251,7 +293,9 @@ def _compute(cache: Cache, filler: Filler, work: Work, blocks: list[NDArray[np.i
         left = np.array([digest not in elsewhere for digest in digests.tolist()])
         if left.any():
             tokens = work.sentences.tokens[block[left]].astype(np.uint32)
+            size = size_of(len(tokens), int(tokens.sum()) * filler.layout.token_bytes)
             try:
+                _check_limit(cache, size, work)
                 cache.write(digests[left], tokens, filler(work.sentences.ids(block[left])))
             except NoRoomError as error:
                 work.say(f"{error}; what is not there is computed on the fly")
@@ -259,3 +303,10 @@ def _compute(cache: Cache, filler: Filler, work: Work, blocks: list[NDArray[np.i
         if time.monotonic() - said > SAY_EVERY:
             said = time.monotonic()
             work.say(f"{number + 1} of {len(blocks)} blocks")
+
+
+def _check_limit(cache: Cache, size: int, work: Work) -> None:
+    """Raise NoRoomError where a block has no room because another process writes there too."""
+    limit = work.max_bytes
+    if limit is not None and size + sum(one.bytes for one in caches(cache.root)) > limit:
+        raise NoRoomError(cache.root, f"another run's blocks fill max_bytes: {shown_bytes(limit)}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from fusion.errors import FusionError
+from fusion.memory_cache.locks import unused
 from fusion.memory_cache.store import (
     ABOUT,
     BadBlock,
     block_names,
     check_block,
-    locked,
     read_block,
     remove_abandoned,
 )
@@ -90,10 +92,13 @@ def _description(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return {}, {}
 
 
-def _foreign(directory: Path) -> list[Path]:
-    """What in a directory is no file of a cache."""
-    entries = directory.iterdir() if directory.is_dir() else iter(())
-    return [path for path in entries if not _OWN.fullmatch(path.name) or not path.is_file()]
+def _foreign(directory: Path) -> bool:
+    """Whether there is anything in a directory that is no file of a cache."""
+    try:
+        with os.scandir(directory) as entries:
+            return any(not _OWN.fullmatch(entry.name) or entry.is_dir() for entry in entries)
+    except FileNotFoundError:
+        return False
 
 
 def _size(path: Path) -> int:
@@ -109,23 +114,25 @@ def drop(cache: Listing) -> None:
     Raises:
         FusionError: a run is filling it, or it cannot be removed.
     """
-    with locked(cache.directory, alone=True) as alone:
-        if not alone:
-            raise FusionError(f"{cache.directory}: is not removed: a run is filling it")
-        try:
+    try:
+        with unused(cache.directory) as alone:
+            if not alone:
+                raise FusionError(f"{cache.directory}: is not removed: a run is filling it")
             files = [path for path in cache.directory.iterdir() if _OWN.fullmatch(path.name)]
             for path in sorted(files, key=lambda path: path.name == ABOUT):
                 path.unlink(missing_ok=True)
             cache.directory.rmdir()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise FusionError(
-                f"{cache.directory}: cannot be removed: {error.strerror}; whose is it?"
-            ) from None
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise FusionError(
+            f"{cache.directory}: cannot be removed: {error.strerror}; whose is it?"
+        ) from None
 
 
-def prune(root: Path, max_bytes: int | None, unused_since: float | None) -> list[Listing]:
+def prune(
+    root: Path, max_bytes: int | None, unused_since: float | None
+) -> tuple[list[Listing], list[str]]:
     """Remove caches that were last used before a time, then the least recently used ones.
 
     Args:
@@ -133,20 +140,26 @@ def prune(root: Path, max_bytes: int | None, unused_since: float | None) -> list
         unused_since: seconds since the epoch
 
     Returns:
-        what was removed
+        what was removed, and of what could not be, why
     """
     listing = caches(root)
     for cache in listing:
-        remove_abandoned(cache.directory)
+        with contextlib.suppress(OSError):  # it may be another user's
+            remove_abandoned(cache.directory)
     left = sum(cache.bytes for cache in listing)
-    removed = []
+    removed, problems = [], []
     for cache in listing:
         too_old = unused_since is not None and cache.used < unused_since
-        if too_old or (max_bytes is not None and left > max_bytes):
+        if not too_old and (max_bytes is None or left <= max_bytes):
+            continue
+        try:
             drop(cache)
-            left -= cache.bytes
-            removed.append(cache)
-    return removed
+        except FusionError as error:
+            problems.append(str(error))
+            continue
+        left -= cache.bytes
+        removed.append(cache)
+    return removed, problems
 
 
 def bad_blocks(paths: Iterable[Path]) -> dict[Path, str]:

@@ -24,9 +24,11 @@ from fusion.memory_cache.fill import Filler, Say, Sentences, Work, fill
 from fusion.memory_cache.listing import shown_bytes
 from fusion.memory_cache.reader import CachedBatches, Layout, MemoryReader
 from fusion.memory_cache.store import Cache, default_directory
-from fusion.recipe import MemoryCacheSpec, Recipe
+from fusion.recipe import EncoderSpec, MemoryCacheSpec, Recipe
+from fusion.registry import ENCODERS
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
+AUTO = "auto"  # fusion's own builder of encoders, of which a key says nothing
 LAYOUT = 1  # of keys and formats; another number never reads what this one wrote
 MOST_BLOCKS = 16384  # a process may map 65,530 files
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}  # on a CPU, what stays in its caches
@@ -93,13 +95,16 @@ def prepare(
     parts = composition.model.encoder_parts
     if spec is None or not parts:
         return Prepared(train, collate, {})
-    reports = {name: Report(off=why_off(part)) for name, part in parts.items()}
+    reports = {
+        name: Report(off=why_off(part, recipe.encoders[name].builder))
+        for name, part in parts.items()
+    }
     for name, report in reports.items():
         if report.off is not None:
             say(f"{recipe.name}: memory cache of {name}: off: {report.off}")
     job = _Job(recipe.name, spec, composition, train, hardware, say)
     names = [name for name, report in reports.items() if report.off is None]
-    stores = {name: _cache(job, name, recipe.encoders[name].source) for name in names}
+    stores = {name: _cache(job, name, recipe.encoders[name]) for name in names}
     readers = {}
     for name in names:
         in_use = tuple(store.name for store in stores.values())
@@ -113,15 +118,15 @@ def prepare(
     )
 
 
-def why_off(part: EncoderPart) -> str | None:
-    """Why an encoder's memory cannot be cached; None: it can."""
+def why_off(part: EncoderPart, builder: str = AUTO) -> str | None:
+    """Why the memory of an encoder that a builder made cannot be cached; None: it can."""
     if not part.freeze:
         return "the encoder is trained (freeze: false), so its memory changes with every update"
     if part.glued:
         return "glue inside the encoder is trained, so its memory changes with every update"
     if part.dropout:
         return "the encoder's dropout is on (encoder_dropout: true), so no two memories are equal"
-    if (unknown := _without_a_file(part)) is not None:
+    if (unknown := _without_a_file(part, builder)) is not None:
         return f"the code of {unknown} is in no file, so a change of it could not be seen"
     return None
 
@@ -142,7 +147,7 @@ class _Job:
         return hardware.bf16 and hardware.has_bf16 and self.spec.format != "fp32"
 
 
-def _cache(job: _Job, name: str, source: str) -> Cache:
+def _cache(job: _Job, name: str, spec: EncoderSpec) -> Cache:
     part = job.composition.model.encoder_parts[name]
     root = Path(job.spec.dir) if job.spec.dir is not None else default_directory()
     text = job.composition.processor.encoders[name]
@@ -150,14 +155,15 @@ def _cache(job: _Job, name: str, source: str) -> Cache:
         "layout": LAYOUT,
         "weights": weights_digest(job.composition, name),
         "config": _config_digest(part),
-        **({"code": code} if (code := _code_digest(part)) else {}),
+        **({"code": code} if (code := _code_digest(part, spec.builder)) else {}),
+        **({"builder": spec.builder} if spec.builder != AUTO else {}),
         "layer": part.layer,
         "limit": part.limit,
         "overflow": text.overflow,
         "format": job.spec.format,
         "computed_in": "bf16" if job.autocast else "own dtype",
     }
-    about = {"source": source, "width": part.width, "layers": _layers(part)}
+    about = {"source": spec.source, "width": part.width, "layers": _layers(part)}
     return Cache(root, key, about)
 
 
@@ -192,25 +198,35 @@ def _config_digest(part: EncoderPart) -> str:
 LIBRARIES = ("torch", "transformers", "sentence_transformers", "fusion")
 
 
-def _own_code(part: EncoderPart) -> dict[type, Path | None]:
-    """Classes of an encoder's modules that no library brings, and the file with each, if any."""
-    classes = {type(module) for module in part.model.modules()}
-    own = (one for one in classes if one.__module__.split(".")[0] not in LIBRARIES)
-    files = {one: getattr(sys.modules.get(one.__module__), "__file__", None) for one in own}
+def _own_code(part: EncoderPart, builder: str) -> dict[str, Path | None]:
+    """What no library brings of an encoder's classes and builder, as module:name; its file, if any.
+
+    A plugin may name its builder in one module and have its code in another: both count.
+    """
+    brought = [*(type(module) for module in part.model.modules()), ENCODERS.get(builder)]
+    code = {f"{one.__module__}:{getattr(one, '__qualname__', builder)}" for one in brought}
+    code.add(str(ENCODERS.target(builder)))
+    files = {}
+    for what in sorted(code):
+        module = what.partition(":")[0]
+        if module.split(".")[0] not in LIBRARIES:
+            file = getattr(sys.modules.get(module), "__file__", None)
+            files[what] = Path(file) if file and Path(file).is_file() else None
+    return files
+
+
+def _without_a_file(part: EncoderPart, builder: str) -> str | None:
+    lost = (what for what, file in _own_code(part, builder).items() if file is None)
+    return next((what.replace(":", ".") for what in lost), None)
+
+
+def _code_digest(part: EncoderPart, builder: str) -> dict[str, str]:
+    """sha256 of the files with the encoder's own code, by module; what they import is not in."""
     return {
-        one: Path(file) if file and Path(file).is_file() else None for one, file in files.items()
+        what.partition(":")[0]: hashlib.sha256(file.read_bytes()).hexdigest()
+        for what, file in _own_code(part, builder).items()
+        if file is not None
     }
-
-
-def _without_a_file(part: EncoderPart) -> str | None:
-    lost = (one for one, file in _own_code(part).items() if file is None)
-    return next((f"{one.__module__}.{one.__qualname__}" for one in lost), None)
-
-
-def _code_digest(part: EncoderPart) -> dict[str, str]:
-    """sha256 of the files with the encoder's own classes, by module; what they import is not in."""
-    files = {one.__module__: file for one, file in _own_code(part).items() if file is not None}
-    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
 
 def _layers(part: EncoderPart) -> int | None:

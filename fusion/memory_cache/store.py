@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ DIGEST = 16
 DIGEST_TYPE = np.dtype(f"S{DIGEST}")
 CHECKSUM = 32
 STALE_SECONDS = 3600.0  # a block takes seconds to write; an unfinished one this old was abandoned
-ATTEMPTS = 5  # to write a block while other processes remove the directory
+ATTEMPTS = 5  # at a step in a directory that other processes remove
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 Digests = NDArray[np.bytes_]
@@ -107,6 +106,11 @@ def digest_of(ids: Sequence[int]) -> bytes:
     return hashlib.sha256(raw).digest()[:DIGEST]
 
 
+def size_of(sentences: int, state_bytes: int) -> int:
+    """Bytes of a block's file."""
+    return HEAD.size + sentences * (DIGEST + 4) + state_bytes + CHECKSUM
+
+
 def read_block(path: Path) -> Block:
     """A block's index; its states and checksum are not read.
 
@@ -120,8 +124,7 @@ def read_block(path: Path) -> Block:
                 raise BadBlock("cut off")
             magic, count, token_bytes, total = HEAD.unpack(head)
             actual = os.fstat(file.fileno()).st_size
-            states_at = HEAD.size + count * (DIGEST + 4)
-            if magic != MAGIC or actual != states_at + total * token_bytes + CHECKSUM:
+            if magic != MAGIC or actual != size_of(count, total * token_bytes):
                 raise BadBlock("damaged head, or cut off")
             names, numbers = file.read(count * DIGEST), file.read(count * 4)
     except OSError as error:
@@ -191,8 +194,7 @@ class Cache:
             FusionError: the directory is not there and cannot be made.
         """
         try:
-            self._claim()
-            remove_abandoned(self.directory)
+            self._retry(lambda: remove_abandoned(self.directory))
         except OSError as error:
             if error.errno not in READ_ONLY or not (self.directory / ABOUT).is_file():
                 raise FusionError(
@@ -201,6 +203,15 @@ class Cache:
             self.writable = False
         self.refresh()
 
+    def _retry(self, step: Callable[[], None]) -> None:
+        """Do a step in the directory, again where another process drops the cache meanwhile."""
+        for _ in range(ATTEMPTS - 1):
+            with contextlib.suppress(FileNotFoundError, FileExistsError):  # the latter of mkdir
+                self._claim()
+                return step()
+        self._claim()
+        step()
+
     def _claim(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / ABOUT
@@ -208,9 +219,7 @@ class Cache:
             os.utime(path)
             return
         text = json.dumps({"about": self.about, "key": self.key}, indent=2, ensure_ascii=False)
-        temporary = _aside(path)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.rename(path)
+        _put(path, [text.encode() + b"\n"])
 
     def _described(self, path: Path) -> bool:
         """Whether the description is there and undamaged."""
@@ -273,54 +282,23 @@ class Cache:
         path = self.directory / f"{hashlib.sha256(index).hexdigest()[:32]}.block"
         try:
             with room_for(path):
-                for _ in range(ATTEMPTS - 1):
-                    # another process may drop the cache, before or between the steps of a write
-                    with contextlib.suppress(FileNotFoundError):
-                        return self._put(path, [head, index, states, checksum.digest()])
-                self._put(path, [head, index, states, checksum.digest()])
+                self._retry(lambda: _put(path, [head, index, states, checksum.digest()]))
         except OSError as error:
             raise FusionError(
                 f"memory_cache.dir: {path}: cannot be written: {error.strerror}"
             ) from None
 
-    def _put(self, path: Path, content: list[bytes]) -> None:
-        self._claim()
-        temporary = _aside(path)
-        try:
-            with temporary.open("wb") as file:
-                file.writelines(content)
-            temporary.rename(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
 
-
-@contextlib.contextmanager
-def locked(directory: Path, *, alone: bool) -> Iterator[bool]:
-    """Mark a cache as in use by this process, or, `alone`, see that no other one uses it.
-
-    Yields:
-        whether that is so; where the file system has no locks, it is
-    """
+def _put(path: Path, content: list[bytes]) -> None:
+    """Write a file; it is there as a whole or not at all."""
+    temporary = _aside(path)
     try:
-        file = os.open(directory, os.O_RDONLY)
-    except FileNotFoundError:
-        yield True
-        return
-    try:
-        yield _lock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-    finally:
-        os.close(file)
-
-
-def _lock(file: int, kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        with temporary.open("wb") as file:
+            file.writelines(content)
+        temporary.rename(path)
     except OSError:
-        return True
-    return True
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _aside(path: Path) -> Path:

@@ -203,10 +203,13 @@ class MemoryCacheSpec(Strict):
     max_bytes: ByteSize | None = Field(
         default=None,
         ge=1,
-        description="of the whole directory, such as 20GB; default: the free disk",
+        description="of the whole directory, such as 20GB; several writers may each pass it by a "
+        "block; default: the free disk",
     )
     format: Literal["fp32", "fp16", "bf16", "int8", "q3"] = Field(
-        default="fp32", description="fp32 trains as without a cache; q3 takes a quarter of fp16"
+        default="fp32",
+        description="fp32 trains as without a cache where training is in fp32, and is more exact "
+        "where it is in bf16; q3 takes a quarter of fp16",
     )
     block_bytes: ByteSize = Field(
         default=ByteSize(32 * 2**20), ge=2**10, description="what a kill may lose of the work"

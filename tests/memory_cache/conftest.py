@@ -30,9 +30,9 @@ class Setup:
     train: Dataset
     said: list[str] = field(default_factory=list)
 
-    def prepare(self) -> Prepared:
-        """Fill the caches; what is said goes to `said`."""
-        return prepare(self.recipe, self.composition, self.train, CPU, self.said.append)
+    def prepare(self, say: Callable[[str], None] | None = None) -> Prepared:
+        """Fill the caches; what is said goes to `said`, where nobody else hears it."""
+        return prepare(self.recipe, self.composition, self.train, CPU, say or self.said.append)
 
     def reader(self, prepared: Prepared) -> MemoryReader:
         """The reader of the encoder named bert."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -102,10 +105,16 @@ def test_prune_removes_the_least_recently_used_until_the_rest_fits(tmp_path: Pat
     (tmp_path / "folder").mkdir()
     assert [one.about["source"] for one in caches(tmp_path)] == names
     size = caches(tmp_path)[0].bytes
-    assert [one.about["source"] for one in prune(tmp_path, 2 * size, None)] == ["b"]
-    assert prune(tmp_path, 2 * size, None) == []
-    assert [one.about["source"] for one in prune(tmp_path, None, time.time() - 150)] == ["c"]
-    assert prune(tmp_path, 0, None)[0].about["source"] == "a"
+
+    def pruned(max_bytes: int | None, since: float | None = None) -> list[str]:
+        removed, problems = prune(tmp_path, max_bytes, since)
+        assert problems == []
+        return [one.about["source"] for one in removed]
+
+    assert pruned(2 * size) == ["b"]
+    assert pruned(2 * size) == []
+    assert pruned(None, time.time() - 150) == ["c"]
+    assert pruned(0) == ["a"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "notes.txt"]
 
 
@@ -116,8 +125,9 @@ def test_a_folder_that_another_program_made_is_no_cache_and_stays(tmp_path: Path
         (folder / "src").mkdir(parents=True)
         (folder / "cache.json").write_text('{"v": 1}', encoding="utf-8")
         (folder / "src" / "thesis.txt").write_text("of years", encoding="utf-8")
+    (written(tmp_path, SENTENCES, "two").directory / ".thesis.tmp").mkdir()
     assert caches(tmp_path) == []
-    assert prune(tmp_path, 0, float("inf")) == []
+    assert prune(tmp_path, 0, float("inf")) == ([], [])
     assert (app / "src" / "thesis.txt").is_file() and (like_a_cache / "src").is_dir()
 
 
@@ -138,7 +148,7 @@ def test_a_damaged_description_is_listed_with_its_last_use_and_mended_when_it_is
     cache.open()
     assert caches(tmp_path)[1].about == {"source": "damaged"}
     path.write_text("[", encoding="utf-8")
-    assert len(prune(tmp_path, 0, None)) == 2
+    assert len(prune(tmp_path, 0, None)[0]) == 2
     assert list(tmp_path.iterdir()) == []
 
 
@@ -153,6 +163,53 @@ def test_a_directory_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> N
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(FusionError, match=r"memory_cache\.dir: .*file: cannot be written"):
         Cache(tmp_path / "file", {}).open()
+
+
+def test_a_cache_that_is_dropped_while_it_is_opened_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, mark = written(tmp_path, SENTENCES), os.utime
+
+    def drop_and_mark(path: Path) -> None:
+        prune(tmp_path, 0, None)
+        mark(path)
+
+    monkeypatch.setattr(os, "utime", drop_and_mark)
+    cache.open()
+    assert caches(tmp_path)[0].about == {"source": "one"} and cache.blocks == {}
+
+
+def test_directories_that_come_and_go_are_no_error(tmp_path: Path) -> None:
+    written(tmp_path, SENTENCES)
+    others = [tmp_path / f"{number:032x}" for number in range(20)]
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            for path in others:
+                path.mkdir()
+            for path in others:
+                path.rmdir()
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(come_and_go)
+        try:
+            counts = {len(caches(tmp_path)) for _ in range(2000)}
+        finally:
+            stop.set()
+    other.result()
+    assert counts == {1}
+
+
+def test_no_half_of_a_description_is_left_where_there_is_no_room(tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limit[1]))
+    try:
+        with pytest.raises(FusionError, match=r"cannot be written: File too large"):
+            Cache(tmp_path, {}).open()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_the_default_directory_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,12 @@ import importlib
 import os
 import pickle
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -221,6 +223,44 @@ def test_blocks_of_other_text_go_before_this_text_is_left_out(
     assert caches(tmp_path / "cache")[0].bytes <= size * 1.2
 
 
+def test_a_block_that_another_run_removed_first_is_no_error(
+    setup: SetupMaker, tmp_path: Path
+) -> None:
+    made = setup()
+    whole = made.train
+    made.train = whole.select(range(75))
+    made.prepare()
+    limit = int(caches(tmp_path / "cache")[0].bytes * 1.2)
+    made = setup(cache={"max_bytes": limit})
+    made.train = whole.select(range(75, 150))
+
+    def say(text: str) -> None:
+        if "different sentences" in text:  # before there is made room for them
+            for path in sorted(made.directory().glob("*.block"))[::2]:
+                path.unlink()
+
+    prepared = made.prepare(say)
+    assert prepared.reports["bert"].share > 0.9
+    assert caches(tmp_path / "cache")[0].bytes <= limit
+
+
+def test_the_room_on_a_full_disk_is_what_dropped_caches_leave(
+    setup: SetupMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "cache"
+    setup(encoder={"layer": 1}).prepare()
+    (old,) = caches(root)
+
+    def disk_usage(path: Path) -> SimpleNamespace:
+        """Of a disk that one cache fills."""
+        return SimpleNamespace(free=old.bytes * 1.1 - sum(one.bytes for one in caches(root)))
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    made = setup(cache={"max_bytes": old.bytes * 11 // 10})
+    assert made.prepare().reports["bert"].share == 1.0
+    assert not old.directory.exists()
+
+
 def test_what_fits_is_cached_and_the_rest_is_computed_on_the_fly(
     setup: SetupMaker, tmp_path: Path
 ) -> None:
@@ -374,6 +414,40 @@ def test_other_code_of_an_encoder_of_ones_own_is_another_cache(
     path.unlink()
     reason = made.prepare().reports["bert"].off
     assert reason is not None and reason.startswith("the code of an_encoder_of_my_own.Own is in no")
+
+
+HOOKED = """
+from fusion import register_encoder
+from fusion.encoders.auto import build_auto_encoder
+
+@register_encoder("hooked")
+def hooked(config):
+    model = build_auto_encoder(config)
+    model.embeddings.register_forward_hook(lambda module, given, states: FACTOR * states)
+    return model
+"""
+
+
+def test_other_code_of_a_builder_of_ones_own_is_another_cache(
+    setup: SetupMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = setup()
+    auto.prepare()
+    path = tmp_path / "a_builder_of_my_own.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    for factor, found in ((2, 2), (3, 3)):
+        path.write_text(f"FACTOR = {factor}\n{HOOKED}", encoding="utf-8")
+        importlib.invalidate_caches()
+        sys.modules.pop(path.stem, None)
+        importlib.import_module(path.stem)
+        made = setup(encoder={"builder": "hooked"})
+        made.check(made.prepare())
+        made.check(made.prepare())
+        assert len(caches(tmp_path / "cache")) == found
+    path.unlink()
+    reason = made.prepare().reports["bert"].off
+    assert reason is not None and reason.startswith("the code of a_builder_of_my_own.hooked is in")
+    auto.check(auto.prepare())
 
 
 def test_blocks_are_larger_where_there_would_be_too_many_to_map(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -21,9 +22,8 @@ from datasets import Dataset
 
 import fusion
 from fusion.composition import compose
-from fusion.errors import FusionError
 from fusion.memory_cache.fill import Filler, Sentences, Work, fill
-from fusion.memory_cache.listing import bad_blocks, prune
+from fusion.memory_cache.listing import bad_blocks, caches, prune
 from fusion.memory_cache.reader import Layout, MemoryReader
 from fusion.memory_cache.store import Cache
 
@@ -34,10 +34,11 @@ SENTENCES, WIDTH, BLOCK = 3000, 24, 6000
 FORM = "fp32"
 
 PROGRAM = """
-import sys, time
+import json, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModel
 from fusion.encoders.part import EncoderPart
@@ -45,7 +46,8 @@ from fusion.memory_cache.fill import Filler, Sentences, Work, fill
 from fusion.memory_cache.reader import Layout
 from fusion.memory_cache.store import Cache
 
-root, source, form, width, block = sys.argv[1:]
+root, source, form, width, block, options = sys.argv[1:]
+options = json.loads(options)
 class Loud(Filler):
     def __call__(self, sentences):
         states = super().__call__(sentences)
@@ -56,23 +58,26 @@ model = AutoModel.from_pretrained(source, add_pooling_layer=False)
 part = EncoderPart(model, layer=-1, freeze=True, dropout=False, limit=64)
 filler = Loud(part, Layout(form, int(width), None), 0, torch.device("cpu"), 512)
 column = Dataset.load_from_disk(f"{root}/ids")
-work = Work(Sentences(column), int(block), None, (), lambda text: None)
+cache = Cache(Path(root, "cache"), options["key"])
+names = (cache.name,)
+work = Work(Sentences(column), int(block), options["max_bytes"], names, lambda text: None)
+PartialState(cpu=True)  # one rank, or what a launcher says
 print("ready", flush=True)
 while not Path(root, "go").exists():
     time.sleep(0.001)
-fill(Cache(Path(root, "cache"), {}), filler, work)
+fill(cache, filler, work)
 print("done", flush=True)
 """
 
 
-def random_ids() -> list[list[int]]:
+def random_ids(seed: int = 4) -> list[list[int]]:
     """Different sentences of 3 to 14 ids."""
-    rng = Random(4)
+    rng = Random(seed)
     return [[2, *(rng.randrange(5, 80) for _ in range(rng.randrange(1, 13))), 3, i % 80]
             for i in range(SENTENCES)]  # fmt: skip
 
 
-Start = Callable[[], subprocess.Popen[str]]
+OTHER = Sentences(Dataset.from_dict({"ids": random_ids(seed=9)}))
 
 
 class Place:
@@ -88,12 +93,21 @@ class Place:
     def cache(self) -> Cache:
         return Cache(self.root / "cache", {})
 
-    def start(self, largest_file: int = resource.RLIM_INFINITY) -> subprocess.Popen[str]:
-        """A writer that waits for the file `go`."""
+    def start(
+        self,
+        *launcher: str,
+        largest_file: int = resource.RLIM_INFINITY,
+        key: dict[str, str] | None = None,
+        max_bytes: int | None = None,
+    ) -> subprocess.Popen[str]:
+        """A writer, or several with a launcher, that wait for the file `go`."""
         home = str(Path(fusion.__file__).parents[1])
-        arguments = [str(self.root), self.source, FORM, str(WIDTH), str(BLOCK)]
+        program = self.root / "writer.py"
+        program.write_text(PROGRAM, encoding="utf-8")
+        options = json.dumps({"key": key or {}, "max_bytes": max_bytes})
+        arguments = [str(self.root), self.source, FORM, str(WIDTH), str(BLOCK), options]
         process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *arguments],
+            [sys.executable, *launcher, str(program), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -109,17 +123,23 @@ class Place:
 
     def finish(self) -> None:
         """Fill here what is missing."""
-        work = Work(self.sentences, BLOCK, None, (), lambda text: None)
+        self.fill(self.sentences)
+
+    def fill(self, sentences: Sentences, max_bytes: int | None = None) -> list[str]:
+        """Fill the cache here; what is said."""
+        said: list[str] = []
+        work = Work(sentences, BLOCK, max_bytes, (self.cache.name,), said.append)
         filler = Filler(self.part, Layout(FORM, WIDTH, None), 0, torch.device("cpu"), 512)
         fill(self.cache, filler, work)
+        return said
 
-    def stored(self) -> int:
+    def stored(self, sentences: Sentences | None = None) -> int:
         """Sentences in whole blocks; a block that is there is whole."""
         cache = self.cache
         assert bad_blocks(cache.paths()) == {}
         cache.refresh()
         assert len(cache.blocks) == len(cache.paths())
-        return int(cache.locate(self.sentences.digests).found.sum())
+        return int(cache.locate((sentences or self.sentences).digests).found.sum())
 
     def check(self) -> None:
         """Every sentence is there, with the states that the encoder gives."""
@@ -182,15 +202,84 @@ def test_two_writers_at_once_share_the_work_and_corrupt_nothing(place: Place) ->
 
 
 def test_a_cache_that_is_being_filled_is_not_dropped_for_another(place: Place) -> None:
+    root = place.cache.root
     with place.start() as writer:
         place.go()
         for number, _ in enumerate(lines(writer), 1):
             if number == 5:
-                with pytest.raises(FusionError, match="is not removed: a run is filling it"):
-                    prune(place.cache.root, 0, None)
+                removed, (problem,) = prune(root, 0, None)
+                assert removed == [] and "is not removed: a run is filling it" in problem
     assert writer.returncode == 0
     place.check()
-    assert len(prune(place.cache.root, 0, None)) == 1
+    assert len(prune(root, 0, None)[0]) == 1
+
+
+def test_a_cache_that_is_being_filled_is_listed_at_any_moment(place: Place) -> None:
+    with place.start() as writer:
+        place.go()
+        assert next(lines(writer))
+        counts = {len(caches(place.cache.root)) for _ in range(2000) if writer.poll() is None}
+        for _ in lines(writer):
+            pass
+    assert writer.returncode == 0
+    assert counts == {1}
+
+
+def test_blocks_that_another_run_writes_do_not_go_for_another_text(place: Place) -> None:
+    said: list[str] = []
+    with place.start() as writer:
+        place.go()
+        for number, _ in enumerate(lines(writer), 1):
+            if number == 20:
+                said = place.fill(OTHER, max_bytes=15 * BLOCK)
+    assert writer.returncode == 0
+    place.check()
+    assert sum("another run is filling it, so its other blocks stay" in text for text in said) == 1
+
+
+def test_blocks_of_another_text_go_where_no_other_run_is(place: Place) -> None:
+    place.finish()
+    (whole,) = caches(place.cache.root)
+    limit = whole.bytes * 11 // 10
+    assert len(place.fill(OTHER, limit)) == 1
+    assert place.stored(OTHER) == len(OTHER)
+    assert 0 < place.stored() < len(place.sentences)
+    assert caches(place.cache.root)[0].bytes <= limit
+
+
+@pytest.mark.slow
+def test_the_ranks_of_a_run_are_one_run(place: Place) -> None:
+    place.fill(OTHER)
+    (whole,) = caches(place.cache.root)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    with place.start(*launcher, max_bytes=whole.bytes * 11 // 10) as writers:
+        place.go()
+        assert writers.stdout is not None and writers.stdout.read()
+    assert writers.returncode == 0
+    place.check()
+
+
+def test_two_writers_of_different_caches_pass_max_bytes_by_a_block_each_at_most(
+    place: Place,
+) -> None:
+    place.finish()
+    (whole,) = caches(place.cache.root)
+    prune(place.cache.root, 0, None)
+    limit = whole.bytes * 11 // 10
+    keys = [{"name": name} for name in ("one", "two")]
+    with (
+        place.start(key=keys[0], max_bytes=limit) as one,
+        place.start(key=keys[1], max_bytes=limit) as two,
+    ):
+        place.go()
+        for writer in (one, two):
+            for _ in lines(writer):
+                pass
+    assert (one.returncode, two.returncode) == (0, 0)
+    found = caches(place.cache.root)
+    assert len(found) == 2
+    largest = max(path.stat().st_size for cache in found for path in cache.blocks)
+    assert limit * 0.95 < sum(cache.bytes for cache in found) <= limit + 2 * largest
 
 
 def test_a_cache_that_is_removed_while_it_is_written_is_written_to_the_end(place: Place) -> None:
