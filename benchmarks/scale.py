@@ -179,7 +179,6 @@ def make_side(recipe: Recipe, composition: Composition) -> tuple[Side, list[list
     return Side(model, prepared.train, prepared.collate, optimizer, recipe), list(batches)
 
 
-@flushed_denormals()
 def measure_steps(case: Case, folder: Path, where: Hardware, steps: int) -> list[Row]:
     """Seconds of a step, of each way to compute it in turn."""
     cached = recipe_of(case, folder)
@@ -274,6 +273,7 @@ def compare(case: Case, scale: str, where: Hardware) -> list[Row]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@flushed_denormals()  # from the start, as training does: torch's threads keep what they began with
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -56,3 +56,39 @@ def test_fsdp_where_there_is_nothing_to_shard_on_is_said_and_changes_nothing(
         assert done.returncode == 0, done.stderr.decode()
         assert done.stderr.decode().count("fsdp has no effect") == (len(options) - 1)
     assert losses(workspace, "runs/fsdp") == losses(workspace, "runs/ddp")
+
+
+SPARSE = """
+name: tiny-experts
+output: runs/experts
+host:
+  new:
+    family: switch_transformers
+    d_model: 16
+    d_kv: 8
+    d_ff: 32
+    num_layers: 2
+    num_decoder_layers: 2
+    num_heads: 2
+    num_experts: 32
+    num_sparse_encoder_layers: 1
+    num_sparse_decoder_layers: 1
+  tokenizer: {vocab_size: 400}
+data:
+  train: {synthetic: train}
+  dev: {synthetic: dev}
+  synthetic_pairs: 2000
+  batch_tokens: 256
+train: {max_steps: 3, eval_strategy: "no", load_best_model_at_end: false}
+"""
+
+
+@pytest.mark.slow
+def test_ranks_train_a_host_of_which_a_batch_does_not_reach_every_tensor(
+    workspace: Workspace,
+) -> None:
+    (workspace.folder / "experts.yaml").write_text(SPARSE, encoding="utf-8")
+    done = workspace.ranks(2, "train", "experts.yaml")
+    said = done.stderr.decode()
+    assert done.returncode == 0, said
+    assert "this batch gives no gradient to" in said and "saved in" in said
