@@ -25,7 +25,7 @@ LEAST = {
     "per_device_eval_batch_size": 1,
 }
 WORKERS = 2
-METRICS = ("bleu", "chrf", "loss")  # what an evaluation on dev gives
+METRICS = {"bleu": "BLEU", "chrf": "chrF", "loss": "loss"}  # of dev, and as they are written
 PLAIN = {bool, int, float, NoneType}  # of other types, transformers has its own reading
 # Names that transformers is about to drop, and what it calls them now.
 RENAMED = {

@@ -14,7 +14,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 
 import fusion
-from fusion.arguments import best_metric
+from fusion.arguments import METRICS, best_metric
 from fusion.callbacks import StopInLastStage
 from fusion.errors import TrainingError
 from fusion.evaluate import Evaluation, score
@@ -26,8 +26,6 @@ from fusion.saved import GLUE_FILE, load_model, parts_of, read_json, save_model
 from fusion.trainer import FusionTrainer, checkpoints
 from fusion.translate import translate
 from fusion.writing import write_json
-
-SHOWN = {"bleu": "BLEU", "chrf": "chrF", "loss": "loss"}
 
 
 @dataclass
@@ -157,7 +155,7 @@ def _average(
     sign = 1 if trainer.args.greater_is_better else -1
     kept = single is None or sign * mean > sign * single
     say(
-        f"{recipe.name}: mean of the last {len(paths)} checkpoints: dev {SHOWN[metric]} "
+        f"{recipe.name}: mean of the last {len(paths)} checkpoints: dev {METRICS[metric]} "
         f"{mean:.2f}, best single one {single or 0:.2f}; kept: "
         f"{'the mean' if kept else 'the single one'}"
     )

@@ -15,11 +15,10 @@ from fusion.estimates.step import Batch, run_encoder
 from fusion.memory_cache.formats import FORMATS
 from fusion.memory_cache.listing import shown_bytes
 from fusion.memory_cache.prepare import BATCH_TOKENS
-from fusion.memory_cache.store import DIGEST
+from fusion.memory_cache.store import PER_SENTENCE
 from fusion.model import FusedModel
 from fusion.recipe import Recipe
 
-SENTENCE_BYTES = DIGEST + 4  # in a block: digest and length
 # How often values are read and written on their way into a format, and out of it: on a CPU, in
 # batches that stay in its caches.
 _WRITE_PASSES = {"fp32": 3, "fp16": 3, "bf16": 3, "int8": 8, "q3": 90}
@@ -78,7 +77,7 @@ def caches_of(
         count = round(sentences * tokens.encoders[name])
         states = count * _states(part)
         sizes = {
-            one: states * how.bytes_per_token(part.width) + sentences * SENTENCE_BYTES
+            one: states * how.bytes_per_token(part.width) + sentences * PER_SENTENCE
             for one, how in FORMATS.items()
         }
         length = max(2, round(tokens.encoders[name]))

@@ -25,7 +25,7 @@ from fusion.memory_cache.formats import FORMATS
 from fusion.memory_cache.listing import Listing, bad_blocks, caches, drop, shown_bytes
 from fusion.memory_cache.locks import Use, used
 from fusion.memory_cache.reader import Layout
-from fusion.memory_cache.store import DIGEST, DIGEST_TYPE, Block, Cache, digest_of, size_of
+from fusion.memory_cache.store import DIGEST_TYPE, PER_SENTENCE, Block, Cache, digest_of, size_of
 from fusion.processor import padded
 
 Say = Callable[[str], None]
@@ -209,7 +209,7 @@ def _choose(cache: Cache, token_bytes: int, work: Work, use: Use) -> NDArray[np.
     sentences = work.sentences
     missing = np.flatnonzero(~cache.locate(sentences.digests).found)
     missing = missing[np.argsort(-sentences.tokens[missing], kind="stable")]
-    costs = np.cumsum(sentences.tokens[missing] * token_bytes + DIGEST + 4)
+    costs = np.cumsum(sentences.tokens[missing] * token_bytes + PER_SENTENCE)
     costs += BLOCK_OVERHEAD * (1 + costs // work.block_bytes)
     needed = int(costs[-1]) if len(costs) else 0
     work.say(

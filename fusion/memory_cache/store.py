@@ -37,6 +37,7 @@ HEAD = struct.Struct("<8sQQQ")
 DIGEST = 16
 DIGEST_TYPE = np.dtype(f"S{DIGEST}")
 CHECKSUM = 32
+PER_SENTENCE = DIGEST + 4  # bytes in a block, beside its states
 STALE_SECONDS = 3600.0  # a block takes seconds to write; an unfinished one this old was abandoned
 ATTEMPTS = 5  # at a step in a directory that other processes remove
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -66,7 +67,7 @@ class Block:
     def starts(self) -> NDArray[np.int64]:
         """Where each sentence's states begin in the file `[n]`."""
         ends = np.cumsum(self.tokens, dtype=np.int64) * self.token_bytes
-        first = HEAD.size + len(self.digests) * (DIGEST + 4)
+        first = HEAD.size + len(self.digests) * PER_SENTENCE
         return first + ends - self.tokens.astype(np.int64) * self.token_bytes
 
 
@@ -108,7 +109,7 @@ def digest_of(ids: Sequence[int]) -> bytes:
 
 def size_of(sentences: int, state_bytes: int) -> int:
     """Bytes of a block's file."""
-    return HEAD.size + sentences * (DIGEST + 4) + state_bytes + CHECKSUM
+    return HEAD.size + sentences * PER_SENTENCE + state_bytes + CHECKSUM
 
 
 def read_block(path: Path) -> Block:

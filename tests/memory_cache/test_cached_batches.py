@@ -209,30 +209,30 @@ def test_the_least_recently_used_other_cache_goes_first(setup: SetupMaker, tmp_p
     assert sum("used least recently" in line for line in made.said) == 1
 
 
-def test_blocks_of_other_text_go_before_this_text_is_left_out(
-    setup: SetupMaker, tmp_path: Path
-) -> None:
+def with_room_for_one_text(setup: SetupMaker, root: Path) -> tuple[Setup, int]:
+    """One half of the text is cached; what trains on the other, and its max_bytes."""
     made = setup()
     whole = made.train
     made.train = whole.select(range(75))
     made.prepare()
-    size = caches(tmp_path / "cache")[0].bytes
-    made = setup(cache={"max_bytes": int(size * 1.2)})
+    limit = int(caches(root)[0].bytes * 1.2)
+    made = setup(cache={"max_bytes": limit})
     made.train = whole.select(range(75, 150))
+    return made, limit
+
+
+def test_blocks_of_other_text_go_before_this_text_is_left_out(
+    setup: SetupMaker, tmp_path: Path
+) -> None:
+    made, limit = with_room_for_one_text(setup, tmp_path / "cache")
     assert made.prepare().reports["bert"].share > 0.9
-    assert caches(tmp_path / "cache")[0].bytes <= size * 1.2
+    assert caches(tmp_path / "cache")[0].bytes <= limit
 
 
 def test_a_block_that_another_run_removed_first_is_no_error(
     setup: SetupMaker, tmp_path: Path
 ) -> None:
-    made = setup()
-    whole = made.train
-    made.train = whole.select(range(75))
-    made.prepare()
-    limit = int(caches(tmp_path / "cache")[0].bytes * 1.2)
-    made = setup(cache={"max_bytes": limit})
-    made.train = whole.select(range(75, 150))
+    made, limit = with_room_for_one_text(setup, tmp_path / "cache")
 
     def say(text: str) -> None:
         if "different sentences" in text:  # before there is made room for them
