@@ -29,7 +29,7 @@ PROGRAM = "methods"
 RECIPES = ROOT / "recipes" / "quickstart"
 CONTROLS = ("host-continued", "deeper-host")
 SEEDS = {"tiny": [1], "quick": [1], "full": [1, 2, 3]}
-ROUNDS = {"tiny": (1, 1), "quick": (5, 4), "full": (5, 10)}  # of step times: rounds, steps of each
+ROUNDS = {"tiny": (1, 1), "quick": (5, 2), "full": (5, 10)}  # of step times: rounds, steps of each
 SHOWN = {"host-continued": "host trained on", "fused": "gated"}
 
 

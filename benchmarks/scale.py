@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -260,17 +259,15 @@ def measure_checkpoints(case: Case, folder: Path, where: Hardware) -> list[Row]:
 def compare(case: Case, scale: str, where: Hardware) -> list[Row]:
     """All figures of a case; none where its text is not there."""
     pairs, steps = SCALES[scale]
-    folder = Path(tempfile.mkdtemp(prefix="scale_"))
-    os.environ["FUSION_CACHE"] = str(folder / "digests")
-    try:
+    with tempfile.TemporaryDirectory(prefix="scale_", ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary)
+        os.environ["FUSION_CACHE"] = str(folder / "digests")
         if not write_text(case, pairs, folder):
             return []
         rows = measure_caches(case, folder, where)
         rows += measure_steps(case, folder, where, steps)
         rows += measure_peak(case, folder)
         return rows + measure_checkpoints(case, folder, where)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @flushed_denormals()  # from the start, as training does: torch's threads keep what they began with

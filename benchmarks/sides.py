@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -253,11 +254,13 @@ Run = Callable[[int], float]
 def in_turn(sides: dict[str, Run], repetitions: int) -> dict[str, list[float]]:
     """What every side gives, round after round; the first round warms up and is left out.
 
-    Every other round goes backwards, so that no side always follows the same one.
+    Every round is in an order of its own, the same in every run: no side always follows the same
+    one, and none has a better place, as an end of the line is where every other round turns back.
     """
     found: dict[str, list[float]] = {name: [] for name in sides}
+    order, names = Random(1), list(sides)
     for number in range(repetitions + 1):
-        names = list(sides)[:: -1 if number % 2 else 1]
+        order.shuffle(names)
         for name in names:
             value = sides[name](number)
             if number:

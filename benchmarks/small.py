@@ -39,7 +39,6 @@ class Small:
     held_out: int = 100
     passes: int = 10
     further: int = 3
-    evaluations: int = 2  # a pass
     batch_tokens: int = 512
     vocabulary: int = 500
     width: int = 64
@@ -84,15 +83,9 @@ class Small:
                 "tests": {split: corpus(split) for split in TESTS},
                 "batch_tokens": self.batch_tokens,
             },
-            "train": {"bf16": False, **self._evaluation()},
+            "train": {"bf16": False},
             "generate": {"num_beams": 1},
         }
-
-    def _evaluation(self) -> dict[str, Any]:
-        """As a share of a pass; the sentences are about ten pieces long with their ends."""
-        updates = max(1, self.pairs * 10 // self.batch_tokens)
-        steps = max(1, updates // self.evaluations)
-        return {"eval_strategy": "steps", "eval_steps": steps, "logging_steps": steps}
 
     def host(self) -> dict[str, Any]:
         """What differs for the host."""

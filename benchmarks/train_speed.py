@@ -2,11 +2,12 @@
 
 A step is a batch from its rows, forward, backward, clipping and AdamW, in bf16 autocast. All sides
 take the same pairs in the same batches, in turn. `gated` reads the memory at every site in every
-step. `bert-fused` as published leaves out the host's or the memory's branch of a site in half of
-the steps each; `neutral` leaves out the memory's branch in half of them. "Straightforward" is what
-a user writes today: `load_state_dict(strict=False)`, the encoder in the training loop, an attention
-of its own in every layer, nothing kept. FLOPs are those of the matrix products of a step. Peak
-memory is what a process of its own grew by, from the imports on.
+step, `gated decoder` at those of the decoder alone. `bert-fused` as published leaves out the host's
+or the memory's branch of a site in half of the steps each; `neutral` leaves out the memory's branch
+in half of them. "Straightforward" is what a user writes today: `load_state_dict(strict=False)`, the
+encoder in the training loop, an attention of its own in every layer, nothing kept. FLOPs are those
+of the matrix products of a step. Peak memory is what a process of its own grew by, from the imports
+on.
 
     python -m benchmarks.train_speed --scale quick
     python -m benchmarks.train_speed --scale quick --shape base
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -40,6 +40,7 @@ from benchmarks.sides import (
     NEUTRAL,
     PUBLISHED,
     SHAPES,
+    SITES,
     Bench,
     Tokens,
     against,
@@ -56,7 +57,7 @@ from fusion.model import FusedModel
 
 PROGRAM = "train_speed"
 MEMORY_STEPS = 3
-MEMORY_SIDES = ("host", "gated, cached bf16", "gated, on the fly", "straightforward")
+MEMORY_SIDES = ("host", "gated, cached bf16", "straightforward", "gated, on the fly")
 PROFILED = (
     "host",
     "straightforward",
@@ -66,6 +67,12 @@ PROFILED = (
         for memory in ("on the fly", "cached bf16")
     ),
 )
+FUSED = {
+    "gated": GATED,
+    "gated decoder": GATED | {"sites": SITES[1:]},
+    "bert-fused": PUBLISHED,
+    "bert-fused neutral": NEUTRAL,
+}
 DRAWN = 8  # steps over which what drop-net leaves out is averaged
 Logits = Callable[[dict[str, Tensor], Tensor], Tensor]
 
@@ -76,27 +83,28 @@ class Scale:
 
     Attributes:
         steps: of a side in a round
+        pairs: of the text, at most
         all_formats: of the memory cache, or bf16 alone
         memory_sides: whose memory is measured
     """
 
-    pairs: int
     steps: int
     repetitions: int
+    pairs: int = 30_000
     all_formats: bool = True
     memory_sides: tuple[str, ...] = MEMORY_SIDES
 
 
 SCALES = {
     "small": {
-        "quick": Scale(30_000, 3, 5),
-        "full": Scale(30_000, 10, 9),
+        "quick": Scale(2, 7, memory_sides=MEMORY_SIDES[:3]),
+        "full": Scale(10, 9),
     },
     "base": {
-        "quick": Scale(30_000, 1, 5, False),
-        "full": Scale(30_000, 3, 7, False),
+        "quick": Scale(1, 5, all_formats=False),
+        "full": Scale(3, 7, all_formats=False),
     },
-    "tiny": {"tiny": Scale(60, 1, 5, memory_sides=MEMORY_SIDES[:2])},
+    "tiny": {"tiny": Scale(1, 5, pairs=60, memory_sides=MEMORY_SIDES[:2])},
 }
 
 
@@ -160,6 +168,8 @@ def names(scale: Scale) -> list[str]:
         "host",
         *(f"gated, cached {name}" for name in formats),
         "gated, on the fly",
+        "gated decoder, cached bf16",
+        "gated decoder, on the fly",
         "bert-fused, cached bf16",
         "bert-fused, on the fly",
         "bert-fused neutral, cached bf16",
@@ -180,9 +190,8 @@ def make_side(name: str, bench: Bench, rows: Dataset) -> Side:
         shift = model.host.prepare_decoder_input_ids_from_labels
         return Side(model, Tokens(rows, composition.processor.pad, {}), model, shift)
     method, _, memory = name.partition(", ")
-    glue = {"gated": GATED, "bert-fused": PUBLISHED, "bert-fused neutral": NEUTRAL}[method]
     cache = memory.removeprefix("cached ") if memory != "on the fly" else None
-    recipe, composition = bench.fused(glue, cache)
+    recipe, composition = bench.fused(FUSED[method], cache)
     return fused_side(composition.model, Tokens.of(recipe, composition, rows))
 
 
@@ -224,7 +233,7 @@ def measure(shape: str, scale: Scale, folder: Path) -> dict[str, Any]:
     parameters = {name: side.parameters for name, side in sides.items()}
     chosen = {name: side for name, side in sides.items() if name in PROFILED}
     work = {name: partial(side.step, batches[0]) for name, side in chosen.items()}
-    profiles = milliseconds(work, DRAWN if scale.steps > 1 else DRAWN // 2)
+    profiles = milliseconds(work, DRAWN // 2)
     del sides, chosen, work
     where = ["--folder", str(folder), "--shape", shape, "--pairs", str(scale.pairs)]
     mib = {
@@ -292,12 +301,9 @@ def main() -> None:
         return
     if arguments.scale not in SCALES[shape]:
         parser.error(f"--shape {shape} has the scales {', '.join(SCALES[shape])}")
-    folder = Path(tempfile.mkdtemp(prefix="train_speed_"))
     mine = {"origin": origin(PROGRAM)}
-    try:
-        found = mine | measure(shape, SCALES[shape][arguments.scale], folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="train_speed_", ignore_cleanup_errors=True) as folder:
+        found = mine | measure(shape, SCALES[shape][arguments.scale], Path(folder))
     path = arguments.results / f"{record_name(PROGRAM, arguments.scale)}.json"
     known = json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else {}
     results = known | {shape: found}

@@ -29,8 +29,9 @@ def locate(source: str) -> Path:
     """The file or directory that a source means.
 
     Args:
-        source: a path, `package:NAME/PATH` inside an installed package, or a hub id `org/name`,
-            `org/name@revision` (branch, tag or commit; from the local cache where it is there)
+        source: a path (a run's output directory means its model), `package:NAME/PATH` inside an
+            installed package, or a hub id `org/name`, `org/name@revision` (branch, tag or commit;
+            from the local cache where it is there)
 
     Raises:
         SourceError: it is not there.
@@ -40,7 +41,8 @@ def locate(source: str) -> Path:
     path = Path(source).expanduser()
     try:
         if path.exists():
-            return path
+            is_run = (path / "run.json").is_file() and (path / "model").is_dir()
+            return path / "model" if is_run else path
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise SourceError(f"{source[:80]}: {error.strerror}") from None
     is_file = path.suffix in SUFFIXES

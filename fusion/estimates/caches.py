@@ -135,10 +135,10 @@ def _states(part: EncoderPart) -> int:
 
 
 def _encodes_in(recipe: Recipe, model: FusedModel, where: Hardware) -> torch.dtype | None:
-    """What autocast computes memories in: bf16 where training and hardware do, but not for fp32."""
+    """What autocast computes memories in: bf16 where training and hardware do."""
     asked = how_of(recipe, model, gpu=where.gpu).half is torch.bfloat16
     able = where.gpu or where.half_flops > where.flops
-    return torch.bfloat16 if asked and able and _format(recipe) != "fp32" else None
+    return torch.bfloat16 if asked and able else None
 
 
 def _coding(passes: int, nanoseconds: float, where: Hardware) -> float:

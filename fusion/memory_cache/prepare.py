@@ -142,9 +142,8 @@ class _Job:
 
     @property
     def autocast(self) -> bool:
-        """bf16 where the hardware computes in it, training does, and fp32 was not asked for."""
-        hardware = self.hardware
-        return hardware.bf16 and hardware.has_bf16 and self.spec.format != "fp32"
+        """bf16 where training asks for it, as without a cache, and the hardware has it."""
+        return self.hardware.bf16 and self.hardware.has_bf16
 
 
 def _cache(job: _Job, name: str, spec: EncoderSpec) -> Cache:

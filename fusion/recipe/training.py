@@ -208,8 +208,8 @@ class MemoryCacheSpec(Strict):
     )
     format: Literal["fp32", "fp16", "bf16", "int8", "q3"] = Field(
         default="fp32",
-        description="fp32 trains as without a cache where training is in fp32, and is more exact "
-        "where it is in bf16; q3 takes a quarter of fp16",
+        description="fp32 trains as without a cache, up to bf16's rounding where training is in "
+        "bf16; q3 takes a quarter of fp16",
     )
     block_bytes: ByteSize = Field(
         default=ByteSize(32 * 2**20), ge=2**10, description="what a kill may lose of the work"

@@ -152,6 +152,15 @@ def test_a_missing_place_is_refused_with_the_nearest_one(tmp_path: Path) -> None
         locate(str(tmp_path / "bret"))
 
 
+def test_the_output_directory_of_a_run_means_its_model(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    assert locate(str(tmp_path)) == tmp_path
+    (tmp_path / "run.json").write_text("{}", encoding="utf-8")
+    assert locate(str(tmp_path)) == tmp_path / "model"
+    save_file({"a": torch.ones(1)}, tmp_path / "model" / "model.safetensors")
+    assert list(open_source(tmp_path).tensors()) == ["a"]
+
+
 def test_a_directory_without_weights_is_refused_with_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "tf_model.h5").touch()
     with pytest.raises(SourceError, match=r"holds no model\.safetensors .*; found: tf_model\.h5"):

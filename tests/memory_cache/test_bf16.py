@@ -25,9 +25,9 @@ def computed_in(setup: Setup, hardware: Hardware) -> str:
 
 @pytest.mark.parametrize(
     ("format", "bf16", "expected"),
-    [("bf16", True, "bf16"), ("int8", True, "bf16"), ("fp32", True, ""), ("bf16", False, "")],
+    [("bf16", True, "bf16"), ("int8", True, "bf16"), ("fp32", True, "bf16"), ("fp32", False, "")],
 )
-def test_it_is_computed_in_bf16_where_hardware_and_training_do_and_fp32_was_not_asked_for(
+def test_it_is_computed_in_bf16_where_hardware_and_training_do(
     setup: SetupMaker, format: str, bf16: bool, expected: str
 ) -> None:
     hardware = Hardware(torch.device("cpu"), bf16=bf16)
