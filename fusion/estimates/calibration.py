@@ -1,29 +1,39 @@
-"""This machine as hardware: rates of small representative operations, in some seconds."""
+"""This machine as hardware: rates of single operations and of one whole step, in some seconds."""
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import MarianConfig
 
+from fusion.configuration import FusedConfig
 from fusion.estimates.hardware import Hardware
 from fusion.estimates.meta import MetaRun
+from fusion.estimates.step import Batch, How, run_step
 from fusion.estimates.work import Work
+from fusion.model import FusedModel
 
 _SECONDS = 0.25  # of each measurement
 _DISK_BYTES = 64 * 2**20
+_LAYERS = {"layers": 3, "attention_heads": 4, "ffn_dim": 1024}
 
 
 def measure() -> Hardware:
-    """Rates as they are reached, so that the shares of the peak are 1.
+    """Peaks as single operations reach them, and the share of these that a training step does.
 
     Matrix products are [1024, 512] x [512, 512], traffic is a sum of tensors of 2 MiB: the sizes of
     small Transformers. A step's calls are those of a network too small for anything else to count.
+    The share is that of a step of a small Transformer, 1,024 tokens in and 1,024 out, in fp32.
     """
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu else "cpu"
@@ -32,7 +42,7 @@ def measure() -> Hardware:
         memory = torch.cuda.get_device_properties(0).total_memory
     with tempfile.TemporaryDirectory() as folder:
         disk = _disk(Path(folder) / "read")
-    return Hardware(
+    peaks = Hardware(
         name=f"here ({torch.cuda.get_device_name(0) if gpu else f'cpu, {_threads()}'})",
         gpu=gpu,
         flops=_matmul(device, torch.float32),
@@ -45,6 +55,36 @@ def measure() -> Hardware:
         matmul_share=1.0,
         bandwidth_share=1.0,
     )
+    share = _share(peaks, device)
+    return replace(peaks, matmul_share=share, bandwidth_share=share)
+
+
+def _share(peaks: Hardware, device: str) -> float:
+    """Of both peaks, what a step gets: the seconds it should take beside calls and draws, of its.
+
+    The host has the sizes of a small NMT model; its embeddings and their products are a third.
+    """
+    sizes = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in _LAYERS.items()}
+    ids = {"pad_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 0}
+    host = MarianConfig(vocab_size=4000, d_model=256, dropout=0.1, **sizes, **ids)
+    config = FusedConfig(host=host.to_dict(), attention="eager")
+    batch = Batch(1024 if peaks.gpu else 64, 16, 16)
+    with torch.device("meta"):
+        planned = FusedModel(config)
+    work = run_step(planned, batch, How(gpu=peaks.gpu)).total
+    model = FusedModel(config).train().to(device)
+    words = torch.ones(batch.sentences, batch.source, dtype=torch.long, device=device)
+    inputs = dict.fromkeys(("input_ids", "attention_mask", "decoder_input_ids"), words)
+
+    def step() -> None:
+        logits = model(**inputs, use_cache=False).logits
+        F.cross_entropy(logits.flatten(0, 1), words.flatten(), label_smoothing=0.1).backward()
+        model.zero_grad()
+
+    taken = _timed(step, device, median)
+    kernels = replace(peaks, call=0.0, draws=math.inf).seconds(work)
+    rest = 0.0 if peaks.gpu else peaks.seconds(work) - kernels
+    return kernels / max(taken - rest, kernels)
 
 
 def _threads() -> str:
@@ -52,7 +92,9 @@ def _threads() -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
-def _timed(work: Callable[[], object], device: str) -> float:
+def _timed(
+    work: Callable[[], object], device: str, of: Callable[[list[float]], float] = min
+) -> float:
     """Seconds of one call: the fastest, as other work on the machine only adds to it."""
     times: list[float] = []
     began = time.perf_counter()
@@ -64,7 +106,7 @@ def _timed(work: Callable[[], object], device: str) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return min(times)
+    return of(times)
 
 
 def _matmul(device: str, dtype: torch.dtype) -> float:

@@ -26,7 +26,7 @@ class Hardware:
         disk: bytes/s read in sequence; writing counts as much
         call: seconds of one operation's call, Python included
         draws: random numbers/s
-        matmul_share, bandwidth_share: of the peaks that training reaches
+        matmul_share, bandwidth_share: of the peaks that a training step reaches
         half: the 16-bit type that autocast has there
     """
 

@@ -52,6 +52,8 @@ def test_this_machine_can_be_measured() -> None:
     rates = (here.flops, here.half_flops, here.bandwidth, here.disk, here.draws, here.memory)
     assert all(rate > 1e6 for rate in rates)
     assert 0 < here.call < 0.1
+    assert 0 < here.matmul_share <= 1
+    assert 0 < here.bandwidth_share <= 1
 
 
 def test_the_mean_of_runs_keeps_what_is_rare() -> None:
