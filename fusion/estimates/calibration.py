@@ -62,7 +62,7 @@ def measure() -> Hardware:
 def _share(peaks: Hardware, device: str) -> float:
     """Of both peaks, what a step gets: the seconds it should take beside calls and draws, of its.
 
-    The host has the sizes of a small NMT model; its embeddings and their products are a third.
+    The host has the sizes of a small NMT model: width 256, 3+3 layers, 4,000 pieces.
     """
     sizes = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in _LAYERS.items()}
     ids = {"pad_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 0}
@@ -95,7 +95,7 @@ def _threads() -> str:
 def _timed(
     work: Callable[[], object], device: str, of: Callable[[list[float]], float] = min
 ) -> float:
-    """Seconds of one call: the fastest, as other work on the machine only adds to it."""
+    """Seconds of one call, `of` all: the fastest, as other work on the machine only adds to it."""
     times: list[float] = []
     began = time.perf_counter()
     while len(times) < 4 or time.perf_counter() - began < _SECONDS:

@@ -25,7 +25,13 @@ def computed_in(setup: Setup, hardware: Hardware) -> str:
 
 @pytest.mark.parametrize(
     ("format", "bf16", "expected"),
-    [("bf16", True, "bf16"), ("int8", True, "bf16"), ("fp32", True, "bf16"), ("fp32", False, "")],
+    [
+        ("bf16", True, "bf16"),
+        ("int8", True, "bf16"),
+        ("fp32", True, "bf16"),
+        ("bf16", False, ""),
+        ("fp32", False, ""),
+    ],
 )
 def test_it_is_computed_in_bf16_where_hardware_and_training_do(
     setup: SetupMaker, format: str, bf16: bool, expected: str
