@@ -97,7 +97,7 @@ class Scale:
 
 SCALES = {
     "small": {
-        "quick": Scale(2, 7, memory_sides=MEMORY_SIDES[:3]),
+        "quick": Scale(2, 6, memory_sides=MEMORY_SIDES[:3]),
         "full": Scale(10, 9),
     },
     "base": {

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from fusion.blank import blank_model
-from fusion.checkpoints.directory import open_source
+from fusion.checkpoints.directory import open_source, within_run
 from fusion.checkpoints.safetensors import open_safetensors
 from fusion.checkpoints.source import Source, TensorInfo, tensor_digest
 from fusion.configuration import FusedConfig
@@ -168,9 +168,8 @@ def find_model(path: str | Path) -> Path:
         ModelError: there is none.
     """
     path = Path(path)
-    for candidate in (path, path / "model"):
-        if (candidate / "config.json").is_file():
-            return candidate
+    if ((found := within_run(path)) / "config.json").is_file():
+        return found
     what = "is not a saved model" if path.exists() else "no such directory"
     raise ModelError(f"{path}: {what} (no config.json there or in model/)")
 

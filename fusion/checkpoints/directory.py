@@ -41,8 +41,7 @@ def locate(source: str) -> Path:
     path = Path(source).expanduser()
     try:
         if path.exists():
-            is_run = (path / "run.json").is_file() and (path / "model").is_dir()
-            return path / "model" if is_run else path
+            return within_run(path)
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise SourceError(f"{source[:80]}: {error.strerror}") from None
     is_file = path.suffix in SUFFIXES
@@ -50,6 +49,12 @@ def locate(source: str) -> Path:
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise SourceError(f"{source}: no such file or directory{nearest(path.name, siblings)}")
     return _locate_hub(source)
+
+
+def within_run(path: Path) -> Path:
+    """The model in a run's output directory; any other file or directory itself."""
+    inner, config = path / "model", "config.json"
+    return inner if (inner / config).is_file() and not (path / config).is_file() else path
 
 
 def _locate_package(source: str) -> Path:

@@ -155,10 +155,12 @@ def test_a_missing_place_is_refused_with_the_nearest_one(tmp_path: Path) -> None
 def test_the_output_directory_of_a_run_means_its_model(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     assert locate(str(tmp_path)) == tmp_path
-    (tmp_path / "run.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
     assert locate(str(tmp_path)) == tmp_path / "model"
     save_file({"a": torch.ones(1)}, tmp_path / "model" / "model.safetensors")
     assert list(open_source(tmp_path).tensors()) == ["a"]
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    assert locate(str(tmp_path)) == tmp_path
 
 
 def test_a_directory_without_weights_is_refused_with_what_it_holds(tmp_path: Path) -> None:
