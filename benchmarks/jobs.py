@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -101,7 +101,7 @@ def train_all(jobs: list[Job], folder: Path, workers: int) -> None:
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     waiting, done = list(jobs), set[str]()
     running: dict[Future[None], Job] = {}
-    with _pool(workers) as pool:
+    with processes(workers) as pool:
         while waiting or running:
             for job in [job for job in waiting if job.host is None or job.host.name in done]:
                 waiting.remove(job)
@@ -115,10 +115,16 @@ def train_all(jobs: list[Job], folder: Path, workers: int) -> None:
 
 
 @contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end when a run fails, without the runs that have not begun."""
+def processes(
+    workers: int, before: Callable[[], None] | None = None
+) -> Iterator[ProcessPoolExecutor]:
+    """Workers that end when this block fails, without the work that has not begun.
+
+    Args:
+        before: what each does first
+    """
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=before)
     try:
         yield pool
     finally:

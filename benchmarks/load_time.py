@@ -4,8 +4,9 @@ Sides, each in a process of its own, in turn: reading the same bytes; `from_pret
 encoder; `torch.load` and `load_state_dict(strict=False)`; `fusion.compose` with digests known from
 an earlier time, and for the first time. These two have gated glue at every layer, to be initialised
 and digested; "little glue" has one projection (soft-prefix), to do what `from_pretrained` does.
-Marian's class computes its table of positions, BART's is in the file. The clock starts
-when everything is imported; memory is how much the process's peak grew.
+Marian's class computes its table of positions, BART's is in the file: at quick scale BART alone,
+which `from_pretrained` builds faster. The clock starts when everything is imported; memory is how
+much the process's peak grew.
 
     python -m benchmarks.load_time --scale quick
 """
@@ -48,7 +49,7 @@ class Scale:
 
 SCALES = {
     "tiny": Scale(("1 MB",), HOSTS[:1], 1),
-    "quick": Scale(("100 MB",), HOSTS, 5),
+    "quick": Scale(("100 MB",), HOSTS[1:], 5),
     "full": Scale(("100 MB", "1 GB"), HOSTS, 5),
 }
 

@@ -19,6 +19,7 @@ import argparse
 import itertools
 import json
 import logging
+import os
 import sys
 import tempfile
 import textwrap
@@ -26,6 +27,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from benchmarks.harness import RESULTS, ROOT, commit, table
+from benchmarks.jobs import processes
 from benchmarks.records import Section, record_name, write_record
 from fusion.errors import FusionError
 from fusion.model import FusedModel
@@ -315,33 +318,40 @@ def chosen(scale: str) -> list[Cell]:
     return in_turn(hosts(), list(ENCODERS)) if scale == "quick" else full()
 
 
+def quiet() -> None:
+    """Set a worker up."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # models this small take five times as long on two
+    logging.disable(logging.WARNING)
+    transformers.logging.disable_progress_bar()
+
+
 def main() -> None:
     """Run cells that have not been run, print what does not work, write JSON and the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", choices=["tiny", "quick", "full"], default="quick")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--first", type=int, help="of the cells, these alone", metavar="N")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--again", action="store_true", help="run finished cells too")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)  # models this small take five times as long on two
-    logging.disable(logging.WARNING)
-    transformers.logging.disable_progress_bar()
     path = options.results / f"{record_name(PROGRAM, options.scale)}.json"
     cells = chosen(options.scale)[: options.first]
     found: Found = {}
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))["results"]["cells"]
     written = time.monotonic()
-    for cell in cells:
-        if cell.key in found and not options.again:
-            continue
-        found[cell.key] = {"result": run(cell), "commit": commit()}
-        if found[cell.key]["result"] != WORKS:
-            print(f"{cell.key}: {found[cell.key]['result']}", flush=True)
-        if time.monotonic() > written + SAVED_EVERY:
-            write(cells, found, options)
-            written = time.monotonic()
+    left = [cell for cell in cells if cell.key not in found or options.again]
+    with processes(min(options.workers, len(left) or 1), before=quiet) as pool:
+        running = {pool.submit(run, cell): cell.key for cell in left}
+        for done in as_completed(running):
+            key, result = running[done], done.result()
+            found[key] = {"result": result, "commit": commit()}
+            if result != WORKS:
+                print(f"{key}: {result}", flush=True)
+            if time.monotonic() > written + SAVED_EVERY:
+                write(cells, found, options)
+                written = time.monotonic()
     sections = write(cells, found, options)
     print("\n\n".join(text for one in sections for text in one))
     print(path)

@@ -133,11 +133,13 @@ class Work:
     say: Say
 
 
-def fill(cache: Cache, filler: Filler, work: Work) -> None:
-    """Make a cache hold as much of the work as fits; every rank calls it, and ends with the same.
+@contextlib.contextmanager
+def filled(cache: Cache, filler: Filler, work: Work) -> Iterator[None]:
+    """Make a cache hold as much of the work as fits; every rank enters, and ends with the same.
 
-    Another process may fill the same cache at the same time: each begins somewhere else and skips
-    what the other has written.
+    Inside, nobody drops the cache or its blocks, so that is where they are mapped. Another process
+    may fill the same cache at the same time: each begins somewhere else and skips what the other
+    has written.
 
     What the disk or max_bytes has no room for stays missing, and so does everything where the cache
     may only be read.
@@ -151,6 +153,8 @@ def fill(cache: Cache, filler: Filler, work: Work) -> None:
     cache.open()
     with _in_use(cache) if state.is_main_process else contextlib.nullcontext() as use:
         _fill(cache, filler, work, state, use)
+        yield
+        state.wait_for_everyone()
 
 
 @contextlib.contextmanager

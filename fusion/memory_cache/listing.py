@@ -18,6 +18,7 @@ from fusion.memory_cache.store import (
     BadBlock,
     block_names,
     check_block,
+    may_list,
     read_block,
     remove_abandoned,
 )
@@ -63,8 +64,8 @@ _OWN = re.compile(r"cache\.json|[0-9a-f]{32}\.block|\..*\.tmp")  # files in it
 def caches(root: Path) -> list[Listing]:
     """Every cache below a directory, least recently used first.
 
-    A folder that another program made, or that holds anything else, is none. One whose description
-    is damaged or gone is one all the same.
+    A folder that another program made, that holds anything else, or that this user may not read is
+    none. One whose description is damaged or gone is one all the same.
     """
     found = []
     for directory in root.iterdir() if root.is_dir() else ():
@@ -93,7 +94,9 @@ def _description(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _foreign(directory: Path) -> bool:
-    """Whether there is anything in a directory that is no file of a cache."""
+    """Whether a directory holds anything that is no file of a cache, or may not be read."""
+    if not may_list(directory):
+        return directory.exists()
     try:
         with os.scandir(directory) as entries:
             return any(not _OWN.fullmatch(entry.name) or entry.is_dir() for entry in entries)

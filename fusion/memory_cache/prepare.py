@@ -20,7 +20,7 @@ from torch import Tensor
 from fusion.checkpoints.source import tensor_digest
 from fusion.composition import Composition
 from fusion.encoders.part import EncoderPart
-from fusion.memory_cache.fill import Filler, Say, Sentences, Work, fill
+from fusion.memory_cache.fill import Filler, Say, Sentences, Work, filled
 from fusion.memory_cache.listing import shown_bytes
 from fusion.memory_cache.reader import CachedBatches, Layout, MemoryReader
 from fusion.memory_cache.store import Cache, default_directory
@@ -258,9 +258,9 @@ def _fill_one(
         in_use=in_use,
         say=partial(_labelled, job.say, label),
     )
-    fill(cache, filler, work)
-    places, tokens = cache.locate(sentences.digests), sentences.tokens
-    reader = MemoryReader(places[sentences.of_row], layout, tokens[sentences.of_row])
+    with filled(cache, filler, work):
+        places, tokens = cache.locate(sentences.digests), sentences.tokens
+        reader = MemoryReader(places[sentences.of_row], layout, tokens[sentences.of_row])
     report = Report(
         format=job.spec.format,
         directory=str(cache.directory),

@@ -192,17 +192,22 @@ class Cache:
         """Make the directory, mark it as used now, and read the blocks that are there.
 
         Raises:
-            FusionError: the directory is not there and cannot be made.
+            FusionError: the directory is not there and cannot be made, or may not be read.
         """
         try:
             self._retry(lambda: remove_abandoned(self.directory))
         except OSError as error:
-            if error.errno not in READ_ONLY or not (self.directory / ABOUT).is_file():
+            if error.errno not in READ_ONLY or not self._readable():
                 raise FusionError(
-                    f"memory_cache.dir: {self.root}: cannot be written: {error.strerror}"
+                    f"memory_cache.dir: {self.directory}: cannot be written: {error.strerror}"
                 ) from None
             self.writable = False
         self.refresh()
+
+    def _readable(self) -> bool:
+        return may_list(self.directory) and os.access(
+            self.directory / ABOUT, os.R_OK, effective_ids=True
+        )
 
     def _retry(self, step: Callable[[], None]) -> None:
         """Do a step in the directory, again where another process drops the cache meanwhile."""
@@ -304,6 +309,11 @@ def _put(path: Path, content: list[bytes]) -> None:
 
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+
+
+def may_list(directory: Path) -> bool:
+    """Whether this process may read a directory's names and open its files."""
+    return os.access(directory, os.R_OK | os.X_OK, effective_ids=True)
 
 
 def block_names(directory: Path) -> Iterator[str]:

@@ -8,7 +8,8 @@ import pickle
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from fusion.data import TokenBatchSampler
 from fusion.errors import FusionError, TrainingError
 from fusion.memory_cache.listing import bad_blocks, caches
 from fusion.memory_cache.reader import MemoryReader
-from fusion.memory_cache.store import Places, read_block
+from fusion.memory_cache.store import Cache, Places, read_block
 from fusion.recipe import MemoryCacheSpec
 from fusion.registry import ENCODERS as BUILDERS
 
@@ -356,6 +357,37 @@ def test_rows_of_a_block_that_is_gone_before_it_is_mapped_are_not_cached(
         pickle.loads(pickle.dumps(reader))
 
 
+@contextmanager
+def no_root() -> Iterator[None]:
+    """As a user who may not read and write anywhere."""
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])
+def test_a_cache_that_may_not_be_read_neither_counts_nor_ends_a_run_of_another(
+    setup: SetupMaker, mode: int
+) -> None:
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        hidden = Cache(Path(folder), {"of": "another user"})
+        hidden.open()
+        hidden.directory.chmod(mode)
+        made = setup(cache={"dir": folder, "max_bytes": "1MB"})
+        with no_root():
+            prepared = made.prepare()
+            assert hidden.name not in {cache.name for cache in caches(Path(folder))}
+            with pytest.raises(FusionError, match=f"{hidden.directory}: cannot be written: "):
+                hidden.open()
+        assert prepared.reports["bert"].share == 1
+        hidden.directory.chmod(0o755)
+        assert hidden.name in {cache.name for cache in caches(Path(folder))}
+
+
 def test_a_cache_that_may_only_be_read_is_read_and_the_rest_is_computed(
     setup: SetupMaker,
 ) -> None:
@@ -369,12 +401,8 @@ def test_a_cache_that_may_only_be_read_is_read_and_the_rest_is_computed(
         bad = sorted(made.directory().glob("*.block"))[0]
         bad.write_bytes(bad.read_bytes()[:-1] + b"?")
         made.directory().chmod(0o555)
-        user = os.geteuid()
-        os.seteuid(user or 65534)  # root may write anywhere
-        try:
+        with no_root():
             prepared = made.prepare()
-        finally:
-            os.seteuid(user)
         made.directory().chmod(0o755)
         assert 0 < prepared.reports["bert"].share < 1
         assert bad.exists() and bad not in made.reader(prepared).paths

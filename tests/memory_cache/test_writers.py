@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from datasets import Dataset
 
 import fusion
 from fusion.composition import compose
-from fusion.memory_cache.fill import Filler, Sentences, Work, fill
+from fusion.memory_cache.fill import Filler, Sentences, Work, filled
 from fusion.memory_cache.listing import bad_blocks, caches, prune
 from fusion.memory_cache.reader import Layout, MemoryReader
 from fusion.memory_cache.store import Cache
@@ -42,7 +43,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModel
 from fusion.encoders.part import EncoderPart
-from fusion.memory_cache.fill import Filler, Sentences, Work, fill
+from fusion.memory_cache.fill import Filler, Sentences, Work, filled
 from fusion.memory_cache.reader import Layout
 from fusion.memory_cache.store import Cache
 
@@ -65,7 +66,8 @@ PartialState(cpu=True)  # one rank, or what a launcher says
 print("ready", flush=True)
 while not Path(root, "go").exists():
     time.sleep(0.001)
-fill(cache, filler, work)
+with filled(cache, filler, work):
+    pass
 print("done", flush=True)
 """
 
@@ -127,11 +129,17 @@ class Place:
 
     def fill(self, sentences: Sentences, max_bytes: int | None = None) -> list[str]:
         """Fill the cache here; what is said."""
+        with self.filled(sentences, max_bytes) as said:
+            return said
+
+    @contextmanager
+    def filled(self, sentences: Sentences, max_bytes: int | None = None) -> Iterator[list[str]]:
+        """The cache, filled here and held; what is said."""
         said: list[str] = []
         work = Work(sentences, BLOCK, max_bytes, (self.cache.name,), said.append)
         filler = Filler(self.part, Layout(FORM, WIDTH, None), 0, torch.device("cpu"), 512)
-        fill(self.cache, filler, work)
-        return said
+        with filled(self.cache, filler, work):
+            yield said
 
     def stored(self, sentences: Sentences | None = None) -> int:
         """Sentences in whole blocks; a block that is there is whole."""
@@ -245,6 +253,14 @@ def test_blocks_of_another_text_go_where_no_other_run_is(place: Place) -> None:
     assert place.stored(OTHER) == len(OTHER)
     assert 0 < place.stored() < len(place.sentences)
     assert caches(place.cache.root)[0].bytes <= limit
+
+
+def test_a_cache_that_is_filled_is_not_dropped_before_its_blocks_are_mapped(place: Place) -> None:
+    with place.filled(place.sentences):
+        removed, problems = prune(place.cache.root, 0, None)
+    assert removed == []
+    assert problems == [f"{place.cache.directory}: is not removed: a run is filling it"]
+    place.check()
 
 
 @pytest.mark.slow
