@@ -39,7 +39,7 @@ STYLE = """
   --line: #3a3b3e; --shade: #212326; --link: #8ab8e6; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
-body { margin: 0 auto; padding: 1.25rem 1rem 4rem; max-width: 62rem; color: var(--ink);
+body { margin: 0 auto; padding: 1.25rem 1rem 4rem; max-width: 80rem; color: var(--ink);
   background: var(--paper); font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }
 h2 { font-size: 1.2rem; line-height: 1.3; margin: 0 0 .75rem; }
@@ -143,7 +143,7 @@ def page(found: list[Record]) -> str:
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     anchors = [f"{record.program}-{record.scale}" for record in found]
     links = "".join(
-        f'<li><a href="#{anchor}">{html.escape(title(record))}</a></li>'
+        f'<li><a href="#{anchor}">{inline(title(record))}</a></li>'
         for anchor, record in zip(anchors, found, strict=True)
     )
     body = "\n".join(section(record, anchor) for anchor, record in zip(anchors, found, strict=True))
@@ -165,7 +165,7 @@ def title(record: Record) -> str:
 
 def section(record: Record, anchor: str) -> str:
     """One program's part of the page."""
-    parts = [f'<section id="{anchor}">', f"<h2>{html.escape(title(record))}</h2>"]
+    parts = [f'<section id="{anchor}">', f"<h2>{inline(title(record))}</h2>"]
     parts += [
         f"<p>{inline(text)}</p>" for text in question(record.program)[1].split("\n\n") if text
     ]
