@@ -1,4 +1,4 @@
-"""This machine as hardware: rates of single operations and of one whole step, in some seconds."""
+"""Hardware by its name; this machine by rates of single operations and of one whole step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from transformers import MarianConfig
 
 from fusion.configuration import FusedConfig
-from fusion.estimates.hardware import Hardware
+from fusion.errors import FusionError, nearest
+from fusion.estimates.hardware import TABLE, Hardware
 from fusion.estimates.meta import MetaRun
 from fusion.estimates.step import Batch, How, run_step
 from fusion.estimates.work import Work
@@ -26,6 +27,22 @@ from fusion.model import FusedModel
 _SECONDS = 0.25  # of each measurement
 _DISK_BYTES = 64 * 2**20
 _LAYERS = {"layers": 3, "attention_heads": 4, "ffn_dim": 1024}
+
+
+def hardware(name: str) -> Hardware:
+    """From the table, or `here`: this machine, measured in some seconds.
+
+    Raises:
+        FusionError: there is none of this name.
+    """
+    if name == "here":
+        return measure()
+    if name not in TABLE:
+        known = [*TABLE, "here"]
+        raise FusionError(
+            f'--hardware: no "{name}"{nearest(name, known)}; there are: {", ".join(known)}'
+        )
+    return TABLE[name]
 
 
 def measure() -> Hardware:

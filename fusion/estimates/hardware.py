@@ -1,10 +1,9 @@
-"""Hardware that a run is planned for: from a table, or this machine, measured in some seconds."""
+"""Hardware that a run is planned for, and a table of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fusion.errors import FusionError, nearest
 from fusion.estimates.work import Op, Work
 
 _HOST_FILES = 32e9  # bytes of files that the machine around a GPU keeps in memory: a guess
@@ -98,21 +97,3 @@ TABLE: dict[str, Hardware] = {
         _gpu("h200", 67, 989, 4800, 141),
     )
 }
-
-
-def hardware(name: str) -> Hardware:
-    """From the table, or `here`: this machine, measured.
-
-    Raises:
-        FusionError: there is none of this name.
-    """
-    if name == "here":
-        from fusion.estimates.calibration import measure
-
-        return measure()
-    if name not in TABLE:
-        known = [*TABLE, "here"]
-        raise FusionError(
-            f'--hardware: no "{name}"{nearest(name, known)}; there are: {", ".join(known)}'
-        )
-    return TABLE[name]

@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from fusion.estimates import tables
+from fusion.estimates.calibration import hardware
 from fusion.estimates.fit import Choices, Fit, Load, choices, fit
-from fusion.estimates.hardware import TABLE, hardware
+from fusion.estimates.hardware import TABLE
 from fusion.estimates.memory import Memory, memory_of, planned_model
 from fusion.estimates.scale import Scale, scale_of
 from fusion.memory_cache.listing import shown_bytes

@@ -12,8 +12,9 @@ from torch import nn
 
 from fusion.errors import FusionError
 from fusion.estimates.caches import CacheEstimate, caches_of, reading_of
+from fusion.estimates.calibration import hardware
 from fusion.estimates.corpus import Corpus, corpus, own_corpus
-from fusion.estimates.hardware import Hardware, hardware
+from fusion.estimates.hardware import Hardware
 from fusion.estimates.lengths import Lengths, lengths
 from fusion.estimates.settings import accumulation, cacheable, how_of, state_bytes, trained_values
 from fusion.estimates.step import Batch, How, Step, UncountedError, run_step

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from fusion.errors import FusionError
-from fusion.estimates.hardware import TABLE, Hardware, hardware
+from fusion.estimates.calibration import hardware
+from fusion.estimates.hardware import TABLE, Hardware
 from fusion.estimates.work import Op, Work
 
 GPU = Hardware("gpu", True, 10.0, 100.0, 8.0, 0, call=1.0, matmul_share=1.0, bandwidth_share=1.0)
