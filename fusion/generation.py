@@ -13,7 +13,7 @@ from fusion.recipe import Recipe
 from fusion.registry import TOOLKITS
 
 WHOLE = {  # numbers of something, and their least
-    **dict.fromkeys(("num_beams", "max_length", "max_new_tokens"), 1),
+    **dict.fromkeys(("num_beams", "max_new_tokens"), 1),
     **dict.fromkeys(("top_k", "min_length", "min_new_tokens", "no_repeat_ngram_size"), 0),
 }
 NUMBERS = ("temperature", "top_p", "length_penalty", "repetition_penalty")
@@ -36,6 +36,10 @@ def check_generation(recipe: Recipe) -> None:
             )
         if key in NUMBERS and type(value) not in (int, float):
             raise RecipeError(f"generate.{key}: found {value!r}; should be a number")
+    if "max_length" in recipe.generate:
+        raise RecipeError(
+            "generate.max_length: the host's positions are the limit; use max_new_tokens"
+        )
     if recipe.generate.get("num_return_sequences", 1) != 1:
         raise RecipeError("generate.num_return_sequences: a line has one translation; remove it")
     _insist(usual, recipe.generate)

@@ -101,6 +101,7 @@ def finish(
         full: save the weights too of parts that are bit for bit what their source gave
     """
     output = Path(recipe.output)
+    trainer.accelerator.wait_for_everyone()  # the first rank may still be writing a checkpoint
     model = trainer.accelerator.unwrap_model(trainer.model)
     dev_bleu = _best_bleu(trainer)
     if recipe.train.average_checkpoints > 1:

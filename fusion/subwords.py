@@ -110,6 +110,11 @@ def _explain(message: str, asked: int, ours: int) -> str:
     return f"host.tokenizer: SentencePiece cannot train on this text: {message}"
 
 
+def holds_tokenizer(directory: Path) -> bool:
+    """Whether a directory holds a tokenizer that was trained here, and nothing else."""
+    return directory.is_dir() and {path.name for path in directory.iterdir()} == set(FILES)
+
+
 def _write(directory: Path, contents: dict[str, bytes]) -> None:
     others = {path.name for path in directory.iterdir()} - set(FILES) if directory.is_dir() else ()
     if others:

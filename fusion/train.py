@@ -35,13 +35,14 @@ from fusion.outcome import RunResult, finish, finished_run
 from fusion.parts import host_recipe
 from fusion.processor import FusionProcessor, load_tokenizer
 from fusion.recipe import Recipe, SentencePieceSpec, names_the_recipe
-from fusion.subwords import train_tokenizer
+from fusion.subwords import holds_tokenizer, train_tokenizer
 from fusion.timetable import Defaults, Timetable, stage_lengths, timetable
 from fusion.trainer import FusionTrainer, last_checkpoint
 from fusion.writing import write_json
 
 Say = Callable[[str], None]
 CHECKED_PAIRS = 8
+TOKENIZER = "tokenizer"
 
 
 @names_the_recipe
@@ -66,12 +67,11 @@ def run(recipe: Recipe, say: Say = lambda text: None, *, full: bool = False) -> 
         _check_before_host(recipe)
         say(f"{recipe.name}: its host comes from {recipe.host.source}, which is trained first")
         run(below, say)
-    fresh = not (output / "recipe.json").is_file()
-    _claim(recipe, output)
+    fresh = _claim(recipe, output)
     trainer = None
     try:
         corpora = _read(recipe, say)
-        tokenizer = host_tokenizer(recipe, corpora["train"], say)
+        tokenizer = host_tokenizer(recipe, corpora["train"], say, anew=fresh)
         composition = compose(recipe, tokenizer)
         say(f"{recipe.name}: {ledger_summary(composition)}")
         trainer = _trainer(recipe, composition, corpora, say)
@@ -126,21 +126,29 @@ def _check_first_batch(recipe: Recipe, trainer: FusionTrainer, model: FusedModel
 
 @names_the_recipe
 def build_composition(recipe: Recipe, say: Say = lambda text: None) -> Composition:
-    """Compose a recipe without training it; its tokenizer is trained first where it has none."""
+    """Compose a recipe without training it; a tokenizer of its own is trained first.
+
+    Raises:
+        TrainingError: the output directory, where that is kept, holds the run of another recipe.
+    """
     tokenizer = None
     if isinstance(recipe.host.tokenizer, SentencePieceSpec):
+        finished_run(recipe)
         data = recipe.data
         text = read_corpus(data.train, data, "data.train", empty=data.filters.empty)
-        tokenizer = host_tokenizer(recipe, text, say)
+        unclaimed = not (Path(recipe.output) / "recipe.json").is_file()
+        tokenizer = host_tokenizer(recipe, text, say, anew=unclaimed)
     return compose(recipe, tokenizer)
 
 
-def _claim(recipe: Recipe, output: Path) -> None:
-    """Write down which recipe this output belongs to; on the first rank only."""
-    if output.exists() and not (output / "recipe.json").is_file() and any(output.iterdir()):
+def _claim(recipe: Recipe, output: Path) -> bool:
+    """Write down which recipe this output belongs to, on the first rank; whether it is new."""
+    fresh = not (output / "recipe.json").is_file()
+    if fresh and output.exists() and not _is_free(output):
         raise TrainingError(
             f"{output}: exists and holds no fusion run; set output: to another place"
         )
+    PartialState().wait_for_everyone()  # no rank looks while another writes
     if PartialState().is_main_process:
         content = {"digest": recipe.digest(), "recipe": recipe.model_dump(mode="json")}
         try:
@@ -149,6 +157,13 @@ def _claim(recipe: Recipe, output: Path) -> None:
         except OSError as error:
             raise TrainingError(f"output: {output}: {error.strerror}") from None
     PartialState().wait_for_everyone()
+    return fresh
+
+
+def _is_free(output: Path) -> bool:
+    """Whether a directory holds nothing, or only the tokenizer that `check` or `build` left."""
+    names = {path.name for path in output.iterdir()}
+    return not names or (names == {TOKENIZER} and holds_tokenizer(output / TOKENIZER))
 
 
 def _read(recipe: Recipe, say: Say) -> dict[str, Dataset]:
@@ -168,15 +183,21 @@ def _read(recipe: Recipe, say: Say) -> dict[str, Dataset]:
 
 
 def host_tokenizer(
-    recipe: Recipe, train: Dataset, say: Say = lambda text: None
+    recipe: Recipe, train: Dataset, say: Say = lambda text: None, *, anew: bool = False
 ) -> PreTrainedTokenizerBase | None:
-    """The host's tokenizer where the recipe trains one; kept in OUTPUT/tokenizer. Else None."""
+    """The host's tokenizer where the recipe trains one; kept in OUTPUT/tokenizer. Else None.
+
+    Args:
+        anew: train it even if one is there
+    """
     spec = recipe.host.tokenizer
     if not isinstance(spec, SentencePieceSpec):
         return None
-    directory = Path(recipe.output) / "tokenizer"
-    with PartialState().main_process_first():
-        if not (directory / "tokenizer_config.json").is_file():
+    directory = Path(recipe.output) / TOKENIZER
+    state = PartialState()
+    with state.main_process_first():
+        there = (directory / "tokenizer_config.json").is_file()
+        if not there or (anew and state.is_main_process):
             say(f"{recipe.name}: trains SentencePiece, {spec.vocab_size} pieces")
             lines = [*train["source"], *train["target"]]
             train_tokenizer(
@@ -235,7 +256,9 @@ def _trainer(
         f"{recipe.name}: {len(sampler)} batches of {recipe.data.batch_tokens} tokens a pass, "
         f"{sampler.padding:.1%} padding"
     )
-    if args.fsdp and trainer.accelerator.distributed_type is not DistributedType.FSDP:
+    if trainer.accelerator.distributed_type is DistributedType.FSDP:
+        raise RecipeError("train.fsdp: a sharded model cannot be saved yet; remove it: DDP works")
+    if args.fsdp:
         say(f"{recipe.name}: train.fsdp has no effect: accelerate shards on several GPUs only")
     return trainer
 

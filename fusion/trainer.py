@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -282,14 +283,15 @@ class FusionTrainer(Seq2SeqTrainer):  # type: ignore[misc]
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The last whole checkpoint of a run; ones cut short by a kill are removed."""
-    whole = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / COMPLETE).is_file():
-            whole.append(path)
-        else:
-            shutil.rmtree(path)
-    return max(whole, key=_update_of) if whole else None
+    """The last whole checkpoint of a run, on every rank; ones cut short by a kill are removed."""
+    state = PartialState()
+    if state.is_main_process:
+        for path in folder.glob("checkpoint-*"):
+            if not (path / COMPLETE).is_file():
+                shutil.rmtree(path)
+    state.wait_for_everyone()
+    whole = checkpoints(folder)
+    return whole[-1] if whole else None
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -228,6 +228,7 @@ def test_bad_sources_and_bad_text_are_refused_and_nothing_is_written(
         "generate.temperature=hot": ["generate.temperature", "hot"],
         "generate.temperature=0.7": ["generate", "do_sample"],
         "generate.num_return_sequences=2": ["generate.num_return_sequences"],
+        "generate.max_length=40": ["generate.max_length", "use max_new_tokens"],
         "glue.0.feed_forward=wide": ["glue", "feed_forward", "wide", "number"],
         "host={new: {family: marian, d_model: 33}, tokenizer: ./tok}": ["host", "divisible"],
         "host={new: {family: marian, dropout: 1.5}, tokenizer: ./tok}": ["host.new.dropout"],

@@ -5,11 +5,10 @@ from __future__ import annotations
 import gzip
 import itertools
 import re
+import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from fusion.data import read_corpus
 from fusion.errors import DataError, FusionError, nearest
@@ -92,9 +91,7 @@ def own_corpus(recipe: Recipe) -> Corpus | str:
         for number, spec in enumerate(specs):
             for source, target in _pairs(spec, recipe, f"data.train[{number}]"):
                 sampler.add(source, target)
-    except OSError as error:
-        return f"{error.filename}: {error.strerror}"
-    except (DataError, UnicodeDecodeError, EOFError) as error:
+    except DataError as error:
         return str(error)
     if not sampler.kept:
         return "it is empty"
@@ -103,18 +100,21 @@ def own_corpus(recipe: Recipe) -> Corpus | str:
 
 def _pairs(spec: CorpusSpec, recipe: Recipe, where: str) -> Iterator[tuple[str, str]]:
     if spec.synthetic is None and spec.file is None:
-        with ExitStack() as stack:
-            sides = [stack.enter_context(_open(Path(str(p)))) for p in (spec.source, spec.target)]
-            yield from zip(*sides, strict=False)
+        sides = [_lines(Path(str(place))) for place in (spec.source, spec.target)]
+        yield from zip(*sides, strict=False)
         return
     found = read_corpus(spec, recipe.data, where, empty="drop")
     yield from zip(found["source"], found["target"], strict=True)
 
 
-def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="\n")
-    return path.open(encoding="utf-8", newline="\n")
+def _lines(path: Path) -> Iterator[str]:
+    kind = gzip.open if path.suffix == ".gz" else open
+    try:
+        with kind(path, "rt", encoding="utf-8", newline="\n") as file:
+            yield from file
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(f"{path}: {why}") from None
 
 
 class _Sampler:

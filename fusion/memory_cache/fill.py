@@ -195,6 +195,7 @@ def _drop_bad(cache: Cache, work: Work, state: Any) -> None:
         for path in cache.paths()
         if path.name not in cache.blocks or _is_needed(cache.blocks[path.name], work)
     ]
+    state.wait_for_everyone()  # all have the same list before one removes any
     bad = bad_blocks(needed[state.process_index :: state.num_processes])
     if cache.writable:
         for path in bad:
@@ -205,7 +206,10 @@ def _drop_bad(cache: Cache, work: Work, state: Any) -> None:
 
 
 def _is_needed(block: Block, work: Work) -> bool:
-    return bool(np.isin(block.digests, work.sentences.digests).any())
+    """Whether any sentence of a block is of the text; as fast for a text of millions."""
+    every = work.sentences.digests
+    at = np.minimum(np.searchsorted(every, block.digests), len(every) - 1)
+    return bool((every[at] == block.digests).any())
 
 
 def _choose(cache: Cache, token_bytes: int, work: Work, use: Use) -> NDArray[np.int64]:

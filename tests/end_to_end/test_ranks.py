@@ -46,6 +46,27 @@ def test_two_ranks_give_the_losses_and_tensors_of_one_that_accumulates(trained: 
 
 
 @pytest.mark.slow
+def test_two_ranks_resume_beside_checkpoints_that_a_kill_cut_short(trained: Trained) -> None:
+    workspace = trained.workspace
+    common = ("train", "fused.yaml", "host.source=./runs/host/model", "train.eval_steps=2")
+    common += ("output=runs/killed", "train.max_steps=4")
+    first = workspace.ranks(2, *common)
+    assert first.returncode == 0, first.stderr.decode()
+    place = workspace.folder / "runs" / "killed"
+    losses_of_all = losses(workspace, "runs/killed")
+    (place / "run.json").unlink()
+    for update in (4, 6, 8):  # of those after the second update
+        cut = place / "checkpoints" / f"checkpoint-{update}"
+        for number in range(50):
+            (cut / f"folder-{number}").mkdir(parents=True)
+        (cut / "complete").unlink(missing_ok=True)
+    second = workspace.ranks(2, *common)
+    assert second.returncode == 0, second.stderr.decode()
+    assert "resumes from checkpoint-2" in second.stderr.decode()
+    assert losses(workspace, "runs/killed") == losses_of_all
+
+
+@pytest.mark.slow
 def test_fsdp_where_there_is_nothing_to_shard_on_is_said_and_changes_nothing(
     trained: Trained,
 ) -> None:

@@ -10,7 +10,7 @@ import torch
 from fusion.saved import load_model
 
 if TYPE_CHECKING:
-    from .conftest import Trained
+    from .conftest import Trained, Workspace
 
 
 def test_training_trains_the_host_first_and_leaves_scores_and_translations(
@@ -85,6 +85,24 @@ def test_a_second_train_does_nothing(trained: Trained) -> None:
     assert done.returncode == 0, done.stderr.decode()
     assert b"already trained" in done.stderr
     assert model.stat().st_mtime_ns == before
+
+
+def test_a_place_that_a_check_left_a_tokenizer_in_is_trained_in_with_one_of_its_own(
+    workspace: Workspace,
+) -> None:
+    place = workspace.folder / "runs" / "checked"
+    recipe = ("host.yaml", "output=runs/checked")
+    checked = workspace.run("check", *recipe, "host.tokenizer.vocab_size=300")
+    assert checked.returncode == 0, checked.stderr.decode()
+    assert [path.name for path in place.iterdir()] == ["tokenizer"]
+    trained = workspace.run("train", *recipe, "train.max_steps=1", "train.eval_steps=1")
+    assert trained.returncode == 0, trained.stderr.decode()
+    vocabulary = json.loads((place / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+    assert len(vocabulary) == 400
+    for command in ("check", "build"):
+        output = ("-o", "runs/built") if command == "build" else ()
+        done = workspace.run(command, *recipe, "host.tokenizer.vocab_size=300", *output)
+        assert done.returncode == 2 and "holds the run of another recipe" in done.stderr.decode()
 
 
 def test_the_output_of_another_recipe_is_refused(trained: Trained) -> None:

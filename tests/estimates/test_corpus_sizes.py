@@ -97,6 +97,24 @@ def test_text_that_is_not_there_is_a_reason_not_an_error(
     assert found == f"{absent}: No such file or directory"
 
 
+@pytest.mark.parametrize("damage", ["cut off", "no gzip", "a flipped byte", "no UTF-8"])
+def test_text_that_cannot_be_read_is_a_reason_that_names_its_file(
+    make_recipe: RecipeMaker, tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "text.en.gz"
+    whole = gzip.compress("".join(f"line {n * n}\n" for n in range(2000)).encode())
+    half = len(whole) // 2
+    content = {
+        "cut off": whole[:half],
+        "no gzip": b"the cat sleeps .\n",
+        "a flipped byte": whole[:half] + bytes([whole[half] ^ 255]) + whole[half + 1 :],
+        "no UTF-8": gzip.compress(b"caf\xe9\n"),
+    }
+    path.write_bytes(content[damage])
+    found = own_corpus(with_text(make_recipe(), path, path))
+    assert isinstance(found, str) and found.startswith(f"{path}: ") and "None" not in found
+
+
 def test_tokens_are_counted_by_each_tokenizer(make_recipe: RecipeMaker, tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_text("the cat sleeps .\nthe teacher reads .\n", encoding="utf-8")
