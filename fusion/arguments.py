@@ -83,9 +83,15 @@ def training_arguments(recipe: Recipe, model: FusedModel) -> tuple[Seq2SeqTraini
     _check_optimizer(str(settings.get("optim", "")))
     smoothing = float(settings.pop("label_smoothing_factor", 0.0))
     try:
-        return Seq2SeqTrainingArguments(**settings, **fixed), smoothing
+        arguments = Seq2SeqTrainingArguments(**settings, **fixed)
     except (TypeError, ValueError, ImportError) as error:
         raise RecipeError(f"train: transformers refuses it: {error}") from None
+    if arguments.n_gpu > 1:  # DataParallel, which copies the model anew in every step
+        raise RecipeError(
+            f"this process sees {arguments.n_gpu} GPUs: start it by torchrun --nproc-per-node "
+            f"{arguments.n_gpu} -m fusion train, or show it one (CUDA_VISIBLE_DEVICES=0)"
+        )
+    return arguments, smoothing
 
 
 def checked_values(recipe: Recipe) -> dict[str, Any]:

@@ -45,14 +45,17 @@ def hardware(name: str) -> Hardware:
     return TABLE[name]
 
 
-def measure() -> Hardware:
+def measure(gpu: bool | None = None) -> Hardware:
     """Peaks as single operations reach them, and the share of these that a training step does.
 
     Matrix products are [1024, 512] x [512, 512], traffic is a sum of tensors of 2 MiB: the sizes of
     small Transformers. A step's calls are those of a network too small for anything else to count.
     The share is that of a step of a small Transformer, 1,024 tokens in and 1,024 out, in fp32.
+
+    Args:
+        gpu: measure that and not the processor; None: where there is one
     """
-    gpu = torch.cuda.is_available()
+    gpu = torch.cuda.is_available() if gpu is None else gpu
     device = "cuda" if gpu else "cpu"
     memory: float = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if gpu:

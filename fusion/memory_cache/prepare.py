@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,8 @@ def _cache(job: _Job, name: str, spec: EncoderSpec) -> Cache:
         "layout": LAYOUT,
         "weights": weights_digest(job.composition, name),
         "config": _config_digest(part),
-        **({"code": code} if (code := _code_digest(part, spec.builder)) else {}),
+        "code": _code_digests(part, spec.builder),
+        "libraries": _versions(part),
         **({"builder": spec.builder} if spec.builder != AUTO else {}),
         "layer": part.layer,
         "limit": part.limit,
@@ -194,15 +196,17 @@ def _config_digest(part: EncoderPart) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-LIBRARIES = ("torch", "transformers", "sentence_transformers", "fusion")
+LIBRARIES = ("torch", "transformers", "sentence_transformers")
 
 
 def _own_code(part: EncoderPart, builder: str) -> dict[str, Path | None]:
     """What no library brings of an encoder's classes and builder, as module:name; its file, if any.
 
-    A plugin may name its builder in one module and have its code in another: both count.
+    A plugin may name its builder in one module and have its code in another: both count. So does
+    what fusion makes of the encoder's output.
     """
-    brought = [*(type(module) for module in part.model.modules()), ENCODERS.get(builder)]
+    classes = [type(module) for module in part.modules()]
+    brought = [*classes, ENCODERS.get(builder)]
     code = {f"{one.__module__}:{getattr(one, '__qualname__', builder)}" for one in brought}
     code.add(str(ENCODERS.target(builder)))
     files = {}
@@ -219,7 +223,13 @@ def _without_a_file(part: EncoderPart, builder: str) -> str | None:
     return next((what.replace(":", ".") for what in lost), None)
 
 
-def _code_digest(part: EncoderPart, builder: str) -> dict[str, str]:
+def _versions(part: EncoderPart) -> dict[str, str]:
+    """Of the libraries whose classes an encoder has; torch's differ in rounding alone."""
+    roots = {type(module).__module__.split(".")[0] for module in part.model.modules()}
+    return {root: version(root) for root in LIBRARIES[1:] if root in roots}
+
+
+def _code_digests(part: EncoderPart, builder: str) -> dict[str, str]:
     """sha256 of the files with the encoder's own code, by module; what they import is not in."""
     return {
         what.partition(":")[0]: hashlib.sha256(file.read_bytes()).hexdigest()

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from fusion.data import TokenBatchSampler
@@ -312,6 +314,16 @@ def test_the_cache_is_off_and_says_why_where_memory_changes(
     assert prepared.train is made.train
     assert reason in str(prepared.reports["bert"].off)
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_knows_the_code_that_its_memory_was_computed_by(setup: SetupMaker) -> None:
+    made = setup()
+    made.prepare()
+    (cache,) = caches(made.directory().parent)
+    part = made.composition.model.encoder_parts["bert"]
+    code = Path(str(sys.modules[type(part).__module__].__file__)).read_bytes()
+    assert cache.key["code"][type(part).__module__] == sha256(code).hexdigest()
+    assert cache.key["libraries"] == {"transformers": transformers.__version__}
 
 
 def test_no_section_means_no_cache(setup: SetupMaker) -> None:

@@ -64,7 +64,8 @@ names = (cache.name,)
 work = Work(Sentences(column), int(block), options["max_bytes"], names, lambda text: None)
 PartialState(cpu=True)  # one rank, or what a launcher says
 os.write(1, b"ready\\n")  # at once: two ranks may say it together
-while not Path(root, "go").exists():
+limit = time.monotonic() + 120  # nobody may be left to say it
+while not Path(root, "go").exists() and time.monotonic() < limit:
     time.sleep(0.001)
 with filled(cache, filler, work):
     pass
@@ -117,7 +118,10 @@ class Place:
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file,) * 2),
         )
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+        if (said := process.stdout.readline()) != "ready\n":
+            with process:
+                process.kill()
+            raise AssertionError(said)
         return process
 
     def go(self) -> None:
