@@ -121,6 +121,10 @@ def checked_values(recipe: Recipe) -> dict[str, Any]:
         raise RecipeError(
             f"train.metric_for_best_model: found {metric!r}; dev has {', '.join(METRICS)}"
         )
+    if recipe.train.early_stopping is not None and values.get("eval_strategy") == "no":
+        raise RecipeError(
+            "train.early_stopping: needs scores of dev, and train.eval_strategy is no; remove one"
+        )
     if not 0 <= values.get("label_smoothing_factor", 0.0) < 1:
         found = values["label_smoothing_factor"]
         raise RecipeError(f"train.label_smoothing_factor: found {found!r}; should be below 1")

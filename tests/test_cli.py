@@ -219,6 +219,10 @@ def test_bad_sources_and_bad_text_are_refused_and_nothing_is_written(
         "train.max_steps=-3": ["train.max_steps", "-3"],
         "train.learning_rate=.nan": ["train.learning_rate", "nan"],
         "train.eval_strategy=sometimes": ["train", "sometimes", "'no'"],
+        "train={eval_strategy: 'no', early_stopping: {patience: 2}}": [
+            "train.early_stopping",
+            "dev",
+        ],
         "train.bf16=maybe": ["train.bf16", "maybe"],
         "train.gradient_accumulation_steps=0": ["train.gradient_accumulation_steps", "from 1"],
         "train.label_smoothing_factor=2": ["train.label_smoothing_factor", "below 1"],

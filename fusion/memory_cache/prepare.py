@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +225,7 @@ def _without_a_file(part: EncoderPart, builder: str) -> str | None:
 def _versions(part: EncoderPart) -> dict[str, str]:
     """Of the libraries whose classes an encoder has; torch's differ in rounding alone."""
     roots = {type(module).__module__.split(".")[0] for module in part.model.modules()}
-    return {root: version(root) for root in LIBRARIES[1:] if root in roots}
+    return {root: str(sys.modules[root].__version__) for root in LIBRARIES[1:] if root in roots}
 
 
 def _code_digests(part: EncoderPart, builder: str) -> dict[str, str]:
