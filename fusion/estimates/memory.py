@@ -13,7 +13,7 @@ from fusion.recipe import Recipe
 
 CONTEXT = 6e8  # of a GPU: CUDA's context, kernels and cuBLAS's workspace
 FRAGMENTS = 1.05  # what the allocator holds over what is in use
-COMPILED = (  # 5 GB on Multi30k, of which 1.9 with 128: benchmarks/results.md
+COMPILED = (  # 5 GB after ten passes of Multi30k, 1.9 with 128: benchmarks/results.md
     "in bf16 on a CPU oneDNN keeps what it compiles for every shape of batch, gigabytes in a long "
     "run, which are not counted; ONEDNN_PRIMITIVE_CACHE_CAPACITY=128 (usually 1024) keeps less"
 )
