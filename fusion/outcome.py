@@ -62,9 +62,8 @@ def finished_run(recipe: Recipe) -> RunResult | None:
         TrainingError: the output directory holds the run of another recipe.
     """
     output = Path(recipe.output)
-    _check_same_recipe(recipe, output)
     path = output / "run.json"
-    if not path.is_file() or not is_trained(recipe):
+    if not has_run(recipe) or not path.is_file() or not is_trained(recipe):
         return None
     raw: dict[str, Any] = read_json(path)
     return RunResult(
@@ -77,13 +76,21 @@ def finished_run(recipe: Recipe) -> RunResult | None:
     )
 
 
-def _check_same_recipe(recipe: Recipe, output: Path) -> None:
-    path = output / "recipe.json"
-    if path.is_file() and read_json(path).get("digest") != recipe.digest():
+def has_run(recipe: Recipe) -> bool:
+    """Whether the output directory holds a run of this recipe, finished or not.
+
+    Raises:
+        TrainingError: it holds the run of another recipe.
+    """
+    path = Path(recipe.output) / "recipe.json"
+    if not path.is_file():
+        return False
+    if read_json(path).get("digest") != recipe.digest():
         raise TrainingError(
-            f"{output}: holds the run of another recipe ({path} differs); "
+            f"{recipe.output}: holds the run of another recipe ({path} differs); "
             "set output: to another place, or remove the directory"
         )
+    return True
 
 
 def finish(

@@ -17,7 +17,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from accelerate import DistributedType, PartialState
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -31,7 +31,7 @@ from fusion.errors import RecipeError, TrainingError, WarmStartError
 from fusion.evaluate import score
 from fusion.memory_cache.prepare import Hardware, prepare
 from fusion.model import FusedModel
-from fusion.outcome import RunResult, finish, finished_run
+from fusion.outcome import RunResult, finish, finished_run, has_run
 from fusion.parts import host_recipe
 from fusion.processor import FusionProcessor, load_tokenizer
 from fusion.recipe import Recipe, SentencePieceSpec, names_the_recipe
@@ -133,17 +133,16 @@ def build_composition(recipe: Recipe, say: Say = lambda text: None) -> Compositi
     """
     tokenizer = None
     if isinstance(recipe.host.tokenizer, SentencePieceSpec):
-        finished_run(recipe)
+        anew = not has_run(recipe)
         data = recipe.data
         text = read_corpus(data.train, data, "data.train", empty=data.filters.empty)
-        unclaimed = not (Path(recipe.output) / "recipe.json").is_file()
-        tokenizer = host_tokenizer(recipe, text, say, anew=unclaimed)
+        tokenizer = host_tokenizer(recipe, text, say, anew=anew)
     return compose(recipe, tokenizer)
 
 
 def _claim(recipe: Recipe, output: Path) -> bool:
     """Write down which recipe this output belongs to, on the first rank; whether it is new."""
-    fresh = not (output / "recipe.json").is_file()
+    fresh = not has_run(recipe)
     if fresh and output.exists() and not _is_free(output):
         raise TrainingError(
             f"{output}: exists and holds no fusion run; set output: to another place"
@@ -256,8 +255,6 @@ def _trainer(
         f"{recipe.name}: {len(sampler)} batches of {recipe.data.batch_tokens} tokens a pass, "
         f"{sampler.padding:.1%} padding"
     )
-    if trainer.accelerator.distributed_type is DistributedType.FSDP:
-        raise RecipeError("train.fsdp: a sharded model cannot be saved yet; remove it: DDP works")
     if args.fsdp:
         say(f"{recipe.name}: train.fsdp has no effect: accelerate shards on several GPUs only")
     return trainer

@@ -195,7 +195,8 @@ def _config_digest(part: EncoderPart) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-LIBRARIES = ("torch", "transformers", "sentence_transformers")
+VERSIONED = ("transformers", "sentence_transformers")
+LIBRARIES = ("torch", *VERSIONED)  # torch's versions differ in rounding alone
 
 
 def _own_code(part: EncoderPart, builder: str) -> dict[str, Path | None]:
@@ -204,8 +205,7 @@ def _own_code(part: EncoderPart, builder: str) -> dict[str, Path | None]:
     A plugin may name its builder in one module and have its code in another: both count. So does
     what fusion makes of the encoder's output.
     """
-    classes = [type(module) for module in part.modules()]
-    brought = [*classes, ENCODERS.get(builder)]
+    brought = [*(type(module) for module in part.modules()), ENCODERS.get(builder)]
     code = {f"{one.__module__}:{getattr(one, '__qualname__', builder)}" for one in brought}
     code.add(str(ENCODERS.target(builder)))
     files = {}
@@ -223,9 +223,9 @@ def _without_a_file(part: EncoderPart, builder: str) -> str | None:
 
 
 def _versions(part: EncoderPart) -> dict[str, str]:
-    """Of the libraries whose classes an encoder has; torch's differ in rounding alone."""
+    """Of the libraries whose classes an encoder has."""
     roots = {type(module).__module__.split(".")[0] for module in part.model.modules()}
-    return {root: str(sys.modules[root].__version__) for root in LIBRARIES[1:] if root in roots}
+    return {root: str(sys.modules[root].__version__) for root in VERSIONED if root in roots}
 
 
 def _code_digests(part: EncoderPart, builder: str) -> dict[str, str]:

@@ -115,6 +115,7 @@ def test_cells_are_run_once_and_their_results_kept_with_their_commits(
     record = json.loads(tiny[0].read_text(encoding="utf-8"))
     cells, keys = record["results"]["cells"], [cell.key for cell in chosen("tiny")]
     cells |= {key: {"result": "broken", "commit": "abc1234"} for key in keys[:4]}
+    cells |= {key: {"result": "works", "commit": "abc1234"} for key in keys[5:]}
     del cells[keys[4]]
     path.write_text(json.dumps(record), encoding="utf-8")
 
@@ -124,10 +125,16 @@ def test_cells_are_run_once_and_their_results_kept_with_their_commits(
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def ran() -> list[str]:
+        kept = json.loads(path.read_text(encoding="utf-8"))["results"]["cells"]
+        return [key for key in keys if kept[key]["commit"] != "abc1234"]
+
     text = printed()
+    assert ran() == keys[4:5]
     assert "48 cells run, 44 work" in text and "commits " in text and "abc1234" in text
     assert text.count("| broken |") == 4
     assert "2 cells run, 2 work" in printed("--again", "--first", "2")
+    assert ran() == [*keys[:2], keys[4]]
 
 
 def test_a_reason_is_the_same_wherever_the_cell_was_run() -> None:
